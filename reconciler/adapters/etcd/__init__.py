@@ -1,0 +1,1 @@
+"""etcd by grpc.aio: gateway, watch and fenced election (docs/adr/0003)."""

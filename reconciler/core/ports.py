@@ -1,0 +1,254 @@
+"""What the engine needs from the outside, in its own words. Adapters implement these; fakes in ``tests/fakes`` too,
+and one contract suite (``tests/contract``) runs over both.
+
+Every method may raise `TransientError` (and only its subclasses where noted) when the other side is away, and
+`StalledError` when trying again cannot help. No method retries a write. Every wait has a deadline.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Protocol
+
+from reconciler.core.model import BlobIds, CommitInfo, Content, PolicyName, Tree, Verdict
+
+# --- Git -------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class PastVersion:
+    """One version of one policy in the branch's first-parent history (newest first when listed)."""
+
+    commit: str
+    blobs: BlobIds
+
+
+class Source(Protocol):
+    """A branch of a Git repository, read from a bare mirror."""
+
+    async def fetch(self) -> str:
+        """Bring the branch's head into the mirror and return its commit id (40 hex).
+
+        Raises `TransientError` (reasons ``FetchFailed``, ``FetchTimeout``, ``DiskFull``) or `StalledError` (reasons
+        ``NoCommit`` for a repository without a commit, ``BranchNotFound``, ``AuthenticationFailed``,
+        ``RepositoryNotFound``, ``UnsupportedObjectFormat``). A corrupt mirror is thrown away and cloned again.
+        """
+        ...
+
+    async def tree(self, commit: str) -> Tree:
+        """The desired state of one commit: names, modes and ids only."""
+        ...
+
+    async def read(self, blobs: BlobIds) -> Content:
+        """The bytes behind two blob ids. `StalledError` when a blob exceeds the size limit is *not* raised here:
+        see `sizes`."""
+        ...
+
+    async def sizes(self, blobs: BlobIds) -> tuple[int, int]:
+        """Bytes of rego and data (0 where there is none), without reading them."""
+        ...
+
+    async def info(self, commit: str) -> CommitInfo:
+        """Author, time and subject."""
+        ...
+
+    async def last_change(self, commit: str, policy: PolicyName) -> CommitInfo:
+        """The newest commit in the first-parent history of ``commit`` that changed the policy."""
+        ...
+
+    async def height(self, commit: str) -> int:
+        """Number of commits reachable from ``commit``, itself included."""
+        ...
+
+    async def contains(self, commit: str, ancestor: str) -> bool:
+        """Whether ``ancestor`` is ``commit`` or reachable from it; ``False`` also when it is not in the mirror."""
+        ...
+
+    async def past_versions(self, commit: str, policy: PolicyName) -> Sequence[PastVersion]:
+        """Distinct earlier versions of a policy along the first-parent history, newest first, bounded (100)."""
+        ...
+
+
+# --- OPA as the compiler ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A policy to be judged: its name and exact bytes."""
+
+    policy: PolicyName
+    content: Content
+
+
+class Compiler(Protocol):
+    """A private OPA that says whether policies would load, and whether they keep to their namespace."""
+
+    async def version(self) -> str:
+        """The OPA's version, as it says it (``1.22.2``)."""
+        ...
+
+    async def validate(
+        self, candidates: Sequence[Candidate], platform: Candidate | None
+    ) -> Mapping[PolicyName, Verdict]:
+        """Judge each candidate *with* the platform that will be live (``None`` when there is none), independently of
+        every other candidate. Covers grammar, limits, JSON, Rego (v1, else v0), data clashes, namespace and refused
+        builtins. A platform is judged by passing it as a candidate with ``platform=None``.
+
+        Raises `TransientError` (reason ``CompilerUnavailable``) when the OPA is away; never for a bad policy.
+        """
+        ...
+
+
+# --- etcd ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class KeyValue:
+    """One key at one store revision. A deleted key in a watch event has ``value=b""`` and ``create_revision=0``."""
+
+    key: str
+    value: bytes
+    create_revision: int
+    mod_revision: int
+    lease: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """A key, or every key below a prefix. ``keys_only`` leaves the values out (``b""``)."""
+
+    key: str
+    prefix: bool = False
+    keys_only: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    """The answer to several ranges in one transaction: ``ranges[i]`` belongs to the i-th `Range`, sorted by key."""
+
+    revision: int
+    ranges: tuple[tuple[KeyValue, ...], ...]
+    raft_term: int = 0
+
+
+class Target(StrEnum):
+    """Which counter of a key a `Compare` looks at; both are 0 for an absent key."""
+
+    CREATE = "create_revision"
+    MOD = "mod_revision"
+
+
+@dataclass(frozen=True, slots=True)
+class Compare:
+    """Equality of one counter of one key."""
+
+    key: str
+    target: Target
+    revision: int
+
+
+@dataclass(frozen=True, slots=True)
+class Put:
+    """Write a key; ``lease`` 0 is none."""
+
+    key: str
+    value: bytes
+    lease: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Delete:
+    """Delete one key."""
+
+    key: str
+
+
+@dataclass(frozen=True, slots=True)
+class Transaction:
+    """All compares hold → all operations, at one revision; otherwise nothing."""
+
+    compares: tuple[Compare, ...]
+    operations: tuple[Put | Delete, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """Whether the compares held, and the store revision of the answer (of the write, when they held)."""
+
+    succeeded: bool
+    revision: int
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One change of one key; ``deleted`` or put. ``kv.mod_revision`` is the store revision of the change."""
+
+    kv: KeyValue
+    deleted: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class WatchBatch:
+    """All events of one or more *complete* revisions, oldest first. An empty batch is a sign of life: everything up to
+    and including ``revision`` has been delivered."""
+
+    revision: int
+    events: tuple[Event, ...] = ()
+
+
+class KeyValueStore(Protocol):
+    """etcd's v3 API, as far as regops needs it."""
+
+    async def read(self, *ranges: Range, revision: int = 0) -> Read:
+        """All ranges at one revision (0: now, linearizable). `StoreError`, `CompactedError`, `DivergedError`."""
+        ...
+
+    async def commit(self, transaction: Transaction) -> Outcome:
+        """Send once, never again. `StoreError` when it surely did not happen, `UnknownOutcomeError` when it may have,
+        `StalledError` (``TooLarge``, ``NoSpace``, ``PermissionDenied``) when the server refuses it."""
+        ...
+
+    def watch(self, *ranges: Range, from_revision: int) -> AbstractAsyncContextManager[AsyncIterator[WatchBatch]]:
+        """Events of these ranges from ``from_revision`` on, resumed across reconnects from the last delivered one, no
+        gap and no repeat. Ends only by raising: `CompactedError` (read again), `DivergedError` (the store went back),
+        `StalledError` (permission). Sends an empty batch at least every few seconds while connected; while it cannot
+        connect it sends nothing and keeps trying (the consumer decides by its own clock when that is stale)."""
+        ...
+
+    async def grant(self, ttl: int) -> int:
+        """A lease of ``ttl`` seconds; its id."""
+        ...
+
+    async def keep_alive(self, lease: int) -> int:
+        """Renew once; the remaining seconds, 0 when the lease is gone."""
+        ...
+
+    async def revoke(self, lease: int) -> None:
+        """End the lease and delete its keys."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Fence:
+    """Proof of leadership: the leader key and its create_revision, compared in every transaction."""
+
+    key: str
+    create_revision: int
+
+    def compare(self) -> Compare:
+        """The compare that a deposed leader's transaction fails."""
+        return Compare(self.key, Target.CREATE, self.create_revision)
+
+
+@dataclass(frozen=True, slots=True)
+class StoreHealth:
+    """What a server start looks at: see ``docs/operations`` for the thresholds. Sizes in bytes."""
+
+    version: str
+    db_size: int
+    quota: int = 0
+    alarms: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = field(default_factory=tuple)

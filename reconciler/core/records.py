@@ -1,0 +1,176 @@
+"""The JSON records that regops keeps in etcd under its own prefix, and how they are written and read.
+
+Reading is forgiving towards unknown fields (a newer replica may write them) and strict towards missing ones: a record
+that cannot be read raises `ValueError`, and the caller treats the key as absent or foreign, never as empty.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, ClassVar, Self
+
+from reconciler.core.model import FileError
+
+CHANGED_LIMIT = 100
+"""Above so many changed policies, `Applied.changed` is left out and agents read everything in their scope."""
+HELD_ERRORS_LIMIT = 20
+"""At most so many errors are kept in one `Held` record."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Record:
+    """Base: one JSON object per key, keys sorted, UTF-8."""
+
+    optional: ClassVar[frozenset[str]] = frozenset()
+
+    def encode(self) -> bytes:
+        """The bytes to put into etcd."""
+        return json.dumps(asdict(self), sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+
+    @classmethod
+    def decode(cls, value: bytes) -> Self:
+        """The record in these bytes; `ValueError` when they are not one."""
+        document = json.loads(value)
+        if not isinstance(document, dict):
+            raise ValueError(f"{cls.__name__} record is no JSON object")  # noqa: TRY004 one error class for callers
+        known = {f.name for f in fields(cls)}
+        missing = known - document.keys() - cls.optional
+        if missing:
+            raise ValueError(f"{cls.__name__} record lacks {', '.join(sorted(missing))}")
+        return cls._build({name: value for name, value in document.items() if name in known})
+
+    @classmethod
+    def _build(cls, document: dict[str, Any]) -> Self:
+        return cls(**document)
+
+
+@dataclass(frozen=True, slots=True)
+class Applied(_Record):
+    """``applied``: the commit that etcd equals, but for what is held.
+
+    ``id`` is random; ``previous`` the id before (so that a mirror knows that it missed nothing); ``height`` the number
+    of commits reachable from ``commit``; ``rewrites`` how often a rewritten history was followed; ``changed`` the
+    policies that this apply changed (``None`` when more than `CHANGED_LIMIT`, or not known); ``digest`` the digest of
+    all live ETags (`live_digest`); ``at`` RFC 3339 UTC.
+    """
+
+    optional: ClassVar[frozenset[str]] = frozenset({"previous", "changed"})
+
+    id: str
+    commit: str
+    height: int
+    rewrites: int
+    digest: str
+    at: str
+    previous: str | None = None
+    changed: tuple[str, ...] | None = None
+
+    @classmethod
+    def _build(cls, document: dict[str, Any]) -> Self:
+        changed = document.get("changed")
+        return cls(**{**document, "changed": None if changed is None else tuple(changed)})
+
+    @property
+    def order(self) -> tuple[int, int]:
+        """What must never go back at an agent: (rewrites, height)."""
+        return (self.rewrites, self.height)
+
+
+@dataclass(frozen=True, slots=True)
+class Applying(_Record):
+    """``applying``: an apply of ``commit`` that spans transactions is under way (or was broken off)."""
+
+    commit: str
+    at: str
+
+
+@dataclass(frozen=True, slots=True)
+class Meta(_Record):
+    """``meta/<policy>``: what is live. Written in the same transaction as the policy's keys, so a policy key whose
+    mod_revision differs from this record's was edited by hand. ``rego_version`` is 0 or 1.
+    """
+
+    optional: ClassVar[frozenset[str]] = frozenset({"rego_version"})
+
+    etag: str
+    commit: str
+    actor: str
+    at: str
+    rego_version: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Held(_Record):
+    """``held/<policy>``: why the version of ``commit`` is not live. ``reason`` is PascalCase."""
+
+    commit: str
+    reason: str
+    errors: tuple[FileError, ...]
+
+    @classmethod
+    def _build(cls, document: dict[str, Any]) -> Self:
+        errors = tuple(FileError(**_only(error)) for error in document["errors"])
+        return cls(commit=document["commit"], reason=document["reason"], errors=errors)
+
+
+@dataclass(frozen=True, slots=True)
+class Suspended(_Record):
+    """``suspended``: who stopped the applying, why and when."""
+
+    by: str
+    reason: str
+    at: str
+
+
+@dataclass(frozen=True, slots=True)
+class Requested(_Record):
+    """``requested``: an opaque 'reconcile now' token; ``remove_foreign`` asks this one pass to delete foreign keys."""
+
+    optional: ClassVar[frozenset[str]] = frozenset({"remove_foreign", "by"})
+
+    token: str
+    by: str = ""
+    remove_foreign: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Confirmed(_Record):
+    """``confirmed``: a person agreed to these deletions at ``commit`` and at later heads that contain it."""
+
+    commit: str
+    deletions: tuple[str, ...]
+    by: str
+    at: str
+
+    @classmethod
+    def _build(cls, document: dict[str, Any]) -> Self:
+        return cls(**{**document, "deletions": tuple(document["deletions"])})
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt(_Record):
+    """``agents/<dc>/<id>``: what one OPA proves to enforce.
+
+    ``enforced_revision`` is the commit (40 hex) whose content the OPA's latest poll carried, ``none`` for the empty
+    bundle, or ``null`` while nothing is proven; ``scope`` ``all`` or ``projects:a,b``; ``error`` OPA's own refusal or
+    ``null``; ``stale`` whether the agent could not reach etcd when it served.
+    """
+
+    optional: ClassVar[frozenset[str]] = frozenset({"opa_version", "error", "stale", "opa", "stages"})
+
+    id: str
+    datacentre: str
+    scope: str
+    enforced_revision: str | None
+    since: str
+    opa_version: str | None = None
+    opa: str | None = None
+    error: str | None = None
+    stale: bool = False
+    stages: Mapping[str, str] | None = None
+
+
+def _only(error: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: error.get(name) for name in ("file", "message", "line", "column")}
