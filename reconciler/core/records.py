@@ -20,7 +20,7 @@ HELD_ERRORS_LIMIT = 20
 
 
 @dataclass(frozen=True, slots=True)
-class _Record:
+class Record:
     """Base: one JSON object per key, keys sorted, UTF-8."""
 
     optional: ClassVar[frozenset[str]] = frozenset()
@@ -47,7 +47,7 @@ class _Record:
 
 
 @dataclass(frozen=True, slots=True)
-class Applied(_Record):
+class Applied(Record):
     """``applied``: the commit that etcd equals, but for what is held.
 
     ``id`` is random; ``previous`` the id before (so that a mirror knows that it missed nothing); ``height`` the number
@@ -79,7 +79,7 @@ class Applied(_Record):
 
 
 @dataclass(frozen=True, slots=True)
-class Applying(_Record):
+class Applying(Record):
     """``applying``: an apply of ``commit`` that spans transactions is under way (or was broken off)."""
 
     commit: str
@@ -87,7 +87,7 @@ class Applying(_Record):
 
 
 @dataclass(frozen=True, slots=True)
-class Meta(_Record):
+class Meta(Record):
     """``meta/<policy>``: what is live. Written in the same transaction as the policy's keys, so a policy key whose
     mod_revision differs from this record's was edited by hand. ``rego_version`` is 0 or 1.
     """
@@ -102,7 +102,7 @@ class Meta(_Record):
 
 
 @dataclass(frozen=True, slots=True)
-class Held(_Record):
+class Held(Record):
     """``held/<policy>``: why the version of ``commit`` is not live. ``reason`` is PascalCase."""
 
     commit: str
@@ -116,7 +116,7 @@ class Held(_Record):
 
 
 @dataclass(frozen=True, slots=True)
-class Suspended(_Record):
+class Suspended(Record):
     """``suspended``: who stopped the applying, why and when."""
 
     by: str
@@ -125,7 +125,7 @@ class Suspended(_Record):
 
 
 @dataclass(frozen=True, slots=True)
-class Requested(_Record):
+class Requested(Record):
     """``requested``: an opaque 'reconcile now' token; ``remove_foreign`` asks this one pass to delete foreign keys."""
 
     optional: ClassVar[frozenset[str]] = frozenset({"remove_foreign", "by"})
@@ -136,7 +136,7 @@ class Requested(_Record):
 
 
 @dataclass(frozen=True, slots=True)
-class Confirmed(_Record):
+class Confirmed(Record):
     """``confirmed``: a person agreed to these deletions at ``commit`` and at later heads that contain it."""
 
     commit: str
@@ -150,7 +150,7 @@ class Confirmed(_Record):
 
 
 @dataclass(frozen=True, slots=True)
-class Receipt(_Record):
+class Receipt(Record):
     """``agents/<dc>/<id>``: what one OPA proves to enforce.
 
     ``enforced_revision`` is the commit (40 hex) whose content the OPA's latest poll carried, ``none`` for the empty

@@ -1,0 +1,275 @@
+"""Settings: frozen groups, read once at start, passed in. A YAML file and ``REGOPS_…`` variables; the variable wins.
+
+``git.remote`` in the file is ``REGOPS_GIT_REMOTE`` in the environment; lists are separated by commas there. Every
+attribute's docstring is its documentation: ``docs/settings.md`` is generated from here and a test compares them.
+Durations are seconds. An unknown name is an error that suggests the right one.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import socket
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator
+
+from reconciler.core.errors import StalledError
+
+ENVIRONMENT_PREFIX = "REGOPS_"
+NO_SETTINGS = frozenset(
+    {"REGOPS_CONFIG", "REGOPS_STATE", "REGOPS_SERVER", "REGOPS_ETCD", "REGOPS_OPA", "REGOPS_TOKEN", "REGOPS_LOG_LEVEL"}
+)
+"""Variables that belong to commands and tools, not to a settings group."""
+
+Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
+Seconds = Annotated[float, Field(gt=0)]
+
+
+class _Group(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True)
+
+
+class GitSettings(_Group):
+    """The policy repository."""
+
+    remote: str = ""
+    """URL or path of the repository: `https://`, `ssh://`, `git@host:path`, `file://` or a folder. Required."""
+    branch: str = "main"
+    """The branch whose head is the truth."""
+    path: str = "policies"
+    """The folder of the policies inside the repository."""
+    mirror: Path = Path("mirror.git")
+    """Where the server keeps its bare mirror; a relative path lies in `server.state`."""
+    poll_interval: Seconds = 30.0
+    """Seconds between two looks at the remote when nothing else triggers one."""
+    fetch_timeout: Seconds = 60.0
+    """Seconds after which a fetch is ended and counts as failed."""
+
+    @field_validator("path")
+    @classmethod
+    def _inside(cls, path: str) -> str:
+        parts = path.strip("/").split("/")
+        if any(part in {"", ".", ".."} for part in parts):
+            raise ValueError("must be a folder inside the repository, such as 'policies'")
+        return "/".join(parts)
+
+
+class EtcdSettings(_Group):
+    """The live copy."""
+
+    endpoints: tuple[str, ...] = ("http://127.0.0.1:2379",)
+    """Client URLs of the etcd members."""
+    policies_prefix: str = "/policies/"
+    """Prefix of the policies' keys; ends with a slash."""
+    own_prefix: str = "/regops/"
+    """Prefix of regops' own keys; ends with a slash."""
+    ca_file: Path | None = None
+    """CA certificates that sign the members' certificates."""
+    cert_file: Path | None = None
+    """Client certificate, for mutual TLS."""
+    key_file: Path | None = None
+    """Key of the client certificate."""
+    user: str = ""
+    """User name, where etcd asks for one."""
+    password_file: Path | None = None
+    """File with the user's password."""
+    read_timeout: Seconds = 2.0
+    """Deadline of one read."""
+    commit_timeout: Seconds = 5.0
+    """Deadline of one write; a write is never repeated."""
+
+    @field_validator("policies_prefix", "own_prefix")
+    @classmethod
+    def _slashes(cls, prefix: str) -> str:
+        if not re.fullmatch(r"/(?:[A-Za-z0-9._-]+/)+", prefix):
+            raise ValueError("must begin and end with '/', such as '/policies/'")
+        return prefix
+
+
+class PolicySettings(_Group):
+    """What may go live."""
+
+    namespace: Literal["enforce", "warn"] = "enforce"
+    """`enforce` refuses references out of a policy's own tree; `warn` only reports them."""
+    rego_v0: Literal["warn", "refuse"] = "warn"
+    """What becomes of policies in Rego v0 syntax."""
+    on_platform_break: Literal["hold-platform", "withdraw-projects"] = "hold-platform"
+    """A platform that would break projects is held, or goes live and the broken projects are withdrawn."""
+    refused_builtins: tuple[str, ...] = ("http.send", "opa.runtime", "net.lookup_ip_addr")
+    """Builtin functions that no policy may use."""
+    max_rego_bytes: Annotated[int, Field(gt=0, le=524288)] = 524288
+    """Largest `rego.rego`, in bytes (512 KiB)."""
+    max_data_bytes: Annotated[int, Field(gt=0, le=1048576)] = 1048576
+    """Largest `data.json`, in bytes (1 MiB)."""
+    compile_timeout: Seconds = 10.0
+    """Seconds that OPA may take to compile one policy."""
+
+
+class GuardSettings(_Group):
+    """How much one pass may delete without a person's word: min(cap, max(floor, ratio x live policies))."""
+
+    ratio: Annotated[float, Field(ge=0, le=1)] = 0.2
+    """Part of the live policies that one pass may delete."""
+    floor: Annotated[int, Field(ge=0)] = 2
+    """Deletions that are always allowed."""
+    cap: Annotated[int, Field(ge=0)] = 20
+    """Deletions above this number always wait for a person."""
+
+
+class LoopSettings(_Group):
+    """When passes run."""
+
+    backoff_min: Seconds = 0.5
+    """First wait after a failed pass; doubled each time, with jitter, cut short by a new trigger."""
+    backoff_max: Seconds = 30.0
+    """Longest wait after failed passes."""
+    full_compare_interval: Seconds = 300.0
+    """Seconds after which etcd is compared whole although nothing said that it changed."""
+    conflict_retries: Annotated[int, Field(ge=0)] = 5
+    """How often a pass is planned again at once because somebody else wrote first."""
+
+
+class ServerSettings(_Group):
+    """This replica."""
+
+    host: str = "127.0.0.1"
+    """Address that the API listens on."""
+    port: Annotated[int, Field(ge=0, le=65535)] = 8080
+    """Port of the API; 0 takes a free one."""
+    datacentre: Name = "local"
+    """Name of the datacentre, shown in status."""
+    id: Name = Field(default_factory=lambda: re.sub(r"[^A-Za-z0-9._-]", "-", socket.gethostname())[:63] or "server")
+    """Name of this replica; the host's name by default."""
+    state: Path = Path(".regops/server")
+    """Folder for the mirror and other things that may be lost."""
+    lease_ttl: Annotated[int, Field(ge=2, le=60)] = 5
+    """Seconds after which a silent leader is replaced."""
+
+
+class AgentSettings(_Group):
+    """The agent beside an OPA."""
+
+    host: str = "127.0.0.1"
+    """Address that the OPA reaches the agent on."""
+    port: Annotated[int, Field(ge=0, le=65535)] = 8282
+    """Port that the OPA reaches the agent on; 0 takes a free one."""
+    datacentre: Name = "local"
+    """Name of the datacentre, shown in receipts."""
+    id: Name = Field(default_factory=lambda: re.sub(r"[^A-Za-z0-9._-]", "-", socket.gethostname())[:63] or "agent")
+    """Name of this agent, unique in its datacentre; the host's name by default."""
+    projects: tuple[str, ...] = ()
+    """Projects that this OPA answers for; empty means all."""
+    state: Path = Path(".regops/agent")
+    """Folder of the last bundle."""
+    opa: str = ""
+    """URL of the OPA, shown in receipts."""
+    min_opa_version: str = ""
+    """An OPA older than this is reported as `OpaTooOld`; use the version of the servers' compiler."""
+
+
+class OpaSettings(_Group):
+    """The private OPA that validates."""
+
+    binary: Path | None = None
+    """Path of the `opa` executable; by default `REGOPS_OPA`, then the one on PATH or built by `make setup`."""
+
+
+class Settings(_Group):
+    """All groups."""
+
+    git: GitSettings = GitSettings()
+    etcd: EtcdSettings = EtcdSettings()
+    policy: PolicySettings = PolicySettings()
+    guard: GuardSettings = GuardSettings()
+    loop: LoopSettings = LoopSettings()
+    server: ServerSettings = ServerSettings()
+    agent: AgentSettings = AgentSettings()
+    opa: OpaSettings = OpaSettings()
+
+
+def setting_names() -> dict[str, str]:
+    """Every setting as ``group.name`` → the environment variable that sets it."""
+    return {
+        f"{group}.{name}": f"{ENVIRONMENT_PREFIX}{group}_{name}".upper()
+        for group, model in _groups().items()
+        for name in model.model_fields
+    }
+
+
+def load(file: Path | None, environment: Mapping[str, str] = os.environ) -> Settings:
+    """Read the file (when given) and the environment. Raises `StalledError` naming file, setting and remedy."""
+    document = {} if file is None else _read(file)
+    _refuse_unknown(document, str(file))
+    merged: dict[str, dict[str, Any]] = {group: dict(values or {}) for group, values in document.items()}
+    origins: dict[str, str] = {}
+    by_variable = {variable: name for name, variable in setting_names().items()}
+    for variable, value in environment.items():
+        if not variable.startswith(ENVIRONMENT_PREFIX) or variable in NO_SETTINGS or "_TEST_" in variable:
+            continue
+        name = by_variable.get(variable)
+        if name is None:
+            raise _invalid(f"{variable} is no setting", _suggest(variable, by_variable))
+        group, _, key = name.partition(".")
+        merged.setdefault(group, {})[key] = _split(group, key, value)
+        origins[name] = variable
+    try:
+        return Settings.model_validate(merged)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(str(part) for part in first["loc"][:2])
+        where = origins.get(name) or f"{name} in {file}"
+        raise _invalid(f"{where}: {first['msg'].removeprefix('Value error, ')}", "") from error
+
+
+def _groups() -> dict[str, type[_Group]]:
+    return {name: type(getattr(Settings(), name)) for name in Settings.model_fields}
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        document = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise _invalid(f"{file}: {error.strerror}", "Give an existing settings file with --config.") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise _invalid(f"{file} is not YAML: {' '.join(str(error).split())}", "") from error
+    if document is None:
+        return {}
+    if not isinstance(document, dict) or not all(isinstance(v, dict | None) for v in document.values()):
+        raise _invalid(f"{file} is no mapping of groups", "Write groups such as 'git:' with their settings below.")
+    return document
+
+
+def _refuse_unknown(document: Mapping[str, Any], file: str) -> None:
+    groups = _groups()
+    for group, values in document.items():
+        if group not in groups:
+            raise _invalid(f"{file}: {group!r} is no group of settings", _suggest(str(group), groups))
+        for name in values or {}:
+            if name not in groups[group].model_fields:
+                known = [f"{group}.{field}" for field in groups[group].model_fields]
+                everywhere = setting_names()
+                raise _invalid(
+                    f"{file}: {group}.{name} is no setting",
+                    _suggest(f"{group}.{name}", known) or _suggest(f"{group}.{name}", everywhere),
+                )
+
+
+def _split(group: str, name: str, value: str) -> Any:
+    annotation = str(_groups()[group].model_fields[name].annotation)
+    if annotation.startswith("tuple["):
+        return [part.strip() for part in value.split(",") if part.strip()]
+    return value
+
+
+def _suggest(name: str, known: Any) -> str:
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f"Did you mean {close[0]}?" if close else "See docs/settings.md for all names."
+
+
+def _invalid(message: str, remedy: str) -> StalledError:
+    return StalledError(message, reason="InvalidSettings", remedy=remedy)
