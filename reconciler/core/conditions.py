@@ -88,3 +88,71 @@ def carry_over(conditions: Iterable[Condition], before: Iterable[Condition], now
         )
         for condition in conditions
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Findings:
+    """What a pass found, as far as conditions need it. ``revision`` is ``<branch>@sha1:<commit>``."""
+
+    revision: str
+    height: int
+    held: tuple[str, ...] = ()
+    blocked: int = 0
+    block_reason: str = ""
+    block_message: str = ""
+    commit: str = ""
+    drifted: int = 0
+    rewritten: bool = False
+    suspended: bool = False
+
+
+def after_pass(found: Findings, before: Iterable[Condition]) -> tuple[Condition, ...]:
+    """The conditions after a pass that ran to its end. While suspended, `Ready` keeps its last value."""
+    conditions = []
+    if found.held:
+        names = ", ".join(found.held[:5]) + (" …" if len(found.held) > 5 else "")  # noqa: PLR2004 a line's worth
+        message = f"{len(found.held)} held at the last good version: {names}"
+        conditions.append(_true(VALIDATION_FAILED, "ValidationFailed", message))
+    if found.blocked:
+        message = (
+            f"{found.blocked} deletions wait, since {found.block_message}: "
+            f"if they are meant, run `regops sync --confirm {found.commit}`"
+        )
+        conditions.append(_true(PRUNE_BLOCKED, found.block_reason, message))
+    if found.drifted:
+        conditions.append(_true(DRIFTED, "Suspended", f"{found.drifted} policies were edited by hand in etcd"))
+    stalled = conditions[-1] if conditions and not found.suspended else None
+    if found.rewritten:
+        message = f"{found.revision} does not contain the commit applied before; it was followed"
+        conditions.append(_true(HISTORY_REWRITTEN, "HistoryRewritten", message))
+    if stalled:
+        conditions.insert(0, _true(STALLED, stalled.reason, stalled.message))
+    conditions.insert(0, _ready(found, stalled, before))
+    return tuple(replace(condition, observed_generation=found.height) for condition in conditions)
+
+
+def after_failure(
+    reason: str, message: str, *, fetching: bool, stalled: bool, before: Iterable[Condition]
+) -> tuple[Condition, ...]:
+    """The conditions after a pass that broke off. What was found before (holds, blocks) still stands."""
+    kept = [c for c in before if c.type in {VALIDATION_FAILED, PRUNE_BLOCKED, HISTORY_REWRITTEN}]
+    generation = max((condition.observed_generation for condition in before), default=0)
+    conditions = [
+        Condition(READY, "False", reason, message),
+        _true(STALLED, reason, message) if stalled else _true(RECONCILING, "ProgressingWithRetry", message),
+        *([_true(FETCH_FAILED, reason, message)] if fetching else []),
+    ]
+    return (*(replace(condition, observed_generation=generation) for condition in conditions), *kept)
+
+
+def _ready(found: Findings, stalled: Condition | None, before: Iterable[Condition]) -> Condition:
+    if found.suspended:
+        former = next((condition for condition in before if condition.type == READY), None)
+        return former or Condition(READY, "Unknown", "Suspended", "suspended before the first pass")
+    if stalled:
+        return Condition(READY, "False", stalled.reason, stalled.message)
+    return Condition(READY, "True", "ReconciliationSucceeded", f"Applied revision: {found.revision}")
+
+
+def _true(kind: str, reason: str, message: str) -> Condition:
+    return Condition(kind, "True", reason, message)

@@ -24,6 +24,8 @@ class RegopsError(Exception):
         self.message = message
         self.reason = reason
         self.remedy = remedy
+        self.stage = ""
+        """Which step of a pass failed (``fetch``); set by the pass, empty elsewhere."""
 
     def __str__(self) -> str:
         return f"{self.message}. {self.remedy}" if self.remedy else self.message

@@ -89,16 +89,19 @@ class Applying(Record):
 @dataclass(frozen=True, slots=True)
 class Meta(Record):
     """``meta/<policy>``: what is live. Written in the same transaction as the policy's keys, so a policy key whose
-    mod_revision differs from this record's was edited by hand. ``rego_version`` is 0 or 1.
+    mod_revision differs from this record's was edited by hand. ``rego_version`` is 0 or 1; ``rego`` and ``data`` are
+    the Git blob ids that the ETag is made of.
     """
 
-    optional: ClassVar[frozenset[str]] = frozenset({"rego_version"})
+    optional: ClassVar[frozenset[str]] = frozenset({"rego_version", "rego", "data"})
 
     etag: str
     commit: str
     actor: str
     at: str
     rego_version: int = 1
+    rego: str = ""
+    data: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

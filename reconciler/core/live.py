@@ -1,0 +1,156 @@
+"""The live state: what etcd holds, decoded from one read at one store revision. Pure."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from reconciler.core.keyspace import Keyspace
+from reconciler.core.model import DATA_FILE, REGO_FILE, BlobIds, PolicyName, policy_name
+from reconciler.core.ports import KeyValue, Range, Read
+from reconciler.core.records import Applied, Applying, Confirmed, Held, Meta, Record, Requested, Suspended
+
+RecordT = TypeVar("RecordT", bound=Record)
+
+
+@dataclass(frozen=True, slots=True)
+class LivePolicy:
+    """One policy in etcd. ``files`` has the mod_revision of each key that exists; ``meta_revision`` that of its meta.
+
+    regops writes all keys of a policy and its meta in one transaction, so their mod_revisions are equal unless
+    somebody edited by hand.
+    """
+
+    meta: Meta | None
+    meta_revision: int
+    files: Mapping[str, int]
+
+    @property
+    def etag(self) -> str | None:
+        """ETag of the version that regops put live; ``None`` for keys that it never wrote."""
+        return self.meta.etag if self.meta else None
+
+    @property
+    def blobs(self) -> BlobIds | None:
+        """Blob ids of that version."""
+        return BlobIds(self.meta.rego, self.meta.data) if self.meta and self.meta.rego else None
+
+    def intact(self, blobs: BlobIds) -> bool:
+        """Whether the keys are as regops wrote them for ``blobs``: nothing edited, missing or added by hand."""
+        expected = {REGO_FILE} if blobs.data is None else {REGO_FILE, DATA_FILE}
+        return (
+            self.etag == blobs.etag
+            and set(self.files) == expected
+            and all(revision == self.meta_revision for revision in self.files.values())
+        )
+
+
+ABSENT = LivePolicy(meta=None, meta_revision=0, files={})
+
+
+@dataclass(frozen=True, slots=True)
+class LiveState:
+    """Everything a pass needs to know of etcd, as of store revision ``revision``.
+
+    ``policies`` has the policies that regops wrote, and those keys of well-formed names that it did not write (without
+    meta); ``foreign`` the keys below the policies' prefix that are neither. ``held_revisions`` and ``*_revision`` are
+    mod_revisions, 0 for absent keys.
+    """
+
+    revision: int = 0
+    policies: Mapping[PolicyName, LivePolicy] = field(default_factory=dict)
+    foreign: Mapping[str, int] = field(default_factory=dict)
+    held: Mapping[str, Held] = field(default_factory=dict)
+    held_revisions: Mapping[str, int] = field(default_factory=dict)
+    applied: Applied | None = None
+    applied_revision: int = 0
+    applying: Applying | None = None
+    applying_revision: int = 0
+    suspended: Suspended | None = None
+    requested: Requested | None = None
+    confirmed: Confirmed | None = None
+    confirmed_revision: int = 0
+
+    def written(self) -> dict[PolicyName, LivePolicy]:
+        """The policies that regops put live."""
+        return {name: policy for name, policy in self.policies.items() if policy.meta is not None}
+
+
+def live_ranges(keyspace: Keyspace) -> tuple[Range, ...]:
+    """What to read, in the order that `decode_live` expects."""
+    return (
+        Range(keyspace.policies, prefix=True, keys_only=True),
+        Range(keyspace.metas, prefix=True),
+        Range(keyspace.helds, prefix=True),
+        Range(keyspace.applied),
+        Range(keyspace.applying),
+        Range(keyspace.suspended),
+        Range(keyspace.requested),
+        Range(keyspace.confirmed),
+    )
+
+
+def decode_live(keyspace: Keyspace, read: Read) -> LiveState:
+    """The state in the answer to `live_ranges`. A record that cannot be read counts as absent (and is overwritten)."""
+    files, metas, helds, applied, applying, suspended, requested, confirmed = read.ranges
+    policies, foreign = _policies(keyspace, files, metas)
+    held = {kv.key.removeprefix(keyspace.helds): _decode(Held, kv) for kv in helds}
+    return LiveState(
+        revision=read.revision,
+        policies=policies,
+        foreign=foreign,
+        held={name: record for name, record in held.items() if record is not None},
+        held_revisions={kv.key.removeprefix(keyspace.helds): kv.mod_revision for kv in helds},
+        applied=_first(Applied, applied),
+        applied_revision=_revision(applied),
+        applying=_first(Applying, applying) or (Applying("", "") if applying else None),
+        applying_revision=_revision(applying),
+        suspended=_first(Suspended, suspended) or (Suspended("", "", "") if suspended else None),
+        requested=_first(Requested, requested),
+        confirmed=_first(Confirmed, confirmed),
+        confirmed_revision=_revision(confirmed),
+    )
+
+
+def live_digest(etags: Mapping[PolicyName, str]) -> str:
+    """Digest (SHA-256, hex) of a whole set of live policies: equal sets, equal digests, in every replica."""
+    lines = "".join(f"{name} {etag}\n" for name, etag in sorted(etags.items()))
+    return hashlib.sha256(lines.encode()).hexdigest()
+
+
+def _policies(
+    keyspace: Keyspace, files: Iterable[KeyValue], metas: Iterable[KeyValue]
+) -> tuple[dict[PolicyName, LivePolicy], dict[str, int]]:
+    foreign: dict[str, int] = {}
+    found: dict[PolicyName, dict[str, int]] = {}
+    for kv in files:
+        place = keyspace.policy_of(kv.key)
+        if place is None:
+            foreign[kv.key] = kv.mod_revision
+        else:
+            found.setdefault(place[0], {})[place[1]] = kv.mod_revision
+    policies = {name: LivePolicy(None, 0, revisions) for name, revisions in found.items()}
+    for kv in metas:
+        try:
+            name = policy_name(kv.key.removeprefix(keyspace.metas))
+        except ValueError:
+            continue
+        policies[name] = LivePolicy(_decode(Meta, kv), kv.mod_revision, found.get(name, {}))
+    return policies, foreign
+
+
+def _first(kind: type[RecordT], kvs: tuple[KeyValue, ...]) -> RecordT | None:
+    return _decode(kind, kvs[0]) if kvs else None
+
+
+def _decode(kind: type[RecordT], kv: KeyValue) -> RecordT | None:
+    try:
+        return kind.decode(kv.value)
+    except (ValueError, TypeError, KeyError):
+        return None
+
+
+def _revision(kvs: tuple[KeyValue, ...]) -> int:
+    return kvs[0].mod_revision if kvs else 0

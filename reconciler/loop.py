@@ -1,0 +1,272 @@
+"""WHEN a pass runs: triggers, coalescing, the only backoff, and the status that says what came of it.
+
+One outcome of a pass, one rule for the next: transient → back off (with jitter; a new trigger cuts it short); conflict
+→ again at once, bounded; stalled → wait for a trigger or the next poll. Whatever else a pass raises is logged with its
+traceback, counted and backed off from: a defect must not end the process.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from datetime import UTC, datetime
+from time import monotonic
+from typing import Any, Protocol
+
+from reconciler.core.conditions import (
+    HISTORY_REWRITTEN,
+    Findings,
+    StatusRecord,
+    after_failure,
+    after_pass,
+    carry_over,
+)
+from reconciler.core.errors import ConflictError, RegopsError, StalledError
+from reconciler.core.keyspace import Keyspace
+from reconciler.core.plan import Operation
+from reconciler.core.ports import Fence, KeyValueStore, Put, Range, Transaction
+from reconciler.metrics import LoopMetrics
+from reconciler.reconcile import PassResult, Reconciler
+from reconciler.settings import GitSettings, LoopSettings
+from reconciler.triggers import Kind, Mailbox, Trigger
+
+log = logging.getLogger(__name__)
+
+
+class Leading(Protocol):
+    """Leadership, as far as the loop knows it."""
+
+    @property
+    def fence(self) -> Fence:
+        """What every write is compared with."""
+        ...
+
+    def valid(self) -> bool:
+        """Whether it makes sense to start a pass; safety never depends on it."""
+        ...
+
+
+class StatusKeeper:
+    """Keeps the leader's status in etcd: written when it changed, read once when leadership begins."""
+
+    def __init__(self, store: KeyValueStore, keyspace: Keyspace, *, source: Mapping[str, str], leader: str) -> None:
+        self._store = store
+        self._keyspace = keyspace
+        self._published: StatusRecord | None = None
+        self.record = StatusRecord(
+            conditions=(),
+            source=source,
+            last_attempted_revision=None,
+            last_handled_reconcile_at=None,
+            blocked_deletions=(),
+            ignored_files=(),
+            leader=leader,
+            at="",
+        )
+
+    async def load(self) -> None:
+        """Take over what the former leader found, so that transition times and notices survive it."""
+        kvs = (await self._store.read(Range(self._keyspace.status))).ranges[0]
+        try:
+            former = StatusRecord.decode(kvs[0].value) if kvs else None
+        except (ValueError, TypeError, KeyError):
+            former = None
+        if former is not None:
+            self.record = replace(former, source=self.record.source, leader=self.record.leader)
+
+    async def publish(self, fence: Fence, record: StatusRecord, now: str) -> None:
+        """Write the record when something in it changed. An etcd that is away is no error here: it shows as Unknown."""
+        self.record = record
+        if self._published is not None and replace(record, at="") == replace(self._published, at=""):
+            return
+        put = Put(self._keyspace.status, replace(record, at=now).encode())
+        try:
+            outcome = await self._store.commit(Transaction((fence.compare(),), (put,)))
+        except RegopsError as error:
+            log.warning("status not published", extra={"reason": error.reason})
+            return
+        if outcome.succeeded:
+            self._published = record
+
+
+class Loop:
+    """Runs passes while this replica leads."""
+
+    def __init__(
+        self,
+        reconciler: Reconciler,
+        mailbox: Mailbox,
+        status: StatusKeeper,
+        *,
+        git: GitSettings,
+        settings: LoopSettings,
+        metrics: LoopMetrics,
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        self._reconciler = reconciler
+        self._mailbox = mailbox
+        self._status = status
+        self._git = git
+        self._settings = settings
+        self._metrics = metrics
+        self._clock = clock
+        self._failures = 0
+        self._renew = True
+        self._compared = monotonic()
+
+    async def run(self, leadership: Leading) -> None:
+        """Pass after pass until cancelled. The first one of a new leader writes ``applied`` anew."""
+        self._renew = True
+        self._reconciler.invalidate()
+        await self._load_status()
+        trigger = Trigger(Kind.START, self._clock())
+        while True:
+            self._metrics.triggers.labels(trigger.kind).inc()
+            if leadership.valid():
+                await self._turn(leadership, trigger)
+            trigger = await self._mailbox.take(self._wait())
+
+    async def _load_status(self) -> None:
+        try:
+            await self._status.load()
+        except RegopsError as error:
+            log.warning("former status not read", extra={"reason": error.reason})
+
+    def _wait(self) -> float:
+        """Seconds until the next look when nothing triggers one."""
+        if not self._failures:
+            return self._git.poll_interval * random.uniform(0.9, 1.1)  # noqa: S311 jitter is no secret
+        longest: float = min(self._settings.backoff_max, self._settings.backoff_min * 2 ** min(self._failures - 1, 16))
+        return longest * random.uniform(0.5, 1.0)  # noqa: S311 the same
+
+    async def _turn(self, leadership: Leading, trigger: Trigger) -> None:
+        """One pass and its bookkeeping; raises nothing but cancellation."""
+        if monotonic() - self._compared > self._settings.full_compare_interval:
+            self._reconciler.invalidate()
+            self._compared = monotonic()
+        started = monotonic()
+        try:
+            result = await self._pass(leadership)
+        except RegopsError as error:
+            self._failed(error, trigger)
+            await self._publish(leadership, self._failure_record(error))
+        except Exception as error:
+            log.exception("pass failed unexpectedly")
+            failure = RegopsError(f"{type(error).__name__}: {error}", reason="InternalError")
+            self._failed(failure, trigger)
+            await self._publish(leadership, self._failure_record(failure))
+        else:
+            self._failures = 0
+            self._renew = False
+            self._succeeded(result, trigger, monotonic() - started)
+            await self._publish(leadership, self._record(result, trigger))
+
+    async def _pass(self, leadership: Leading) -> PassResult:
+        for attempt in range(self._settings.conflict_retries + 1):
+            try:
+                return await self._reconciler.run(leadership.fence, renew=self._renew)
+            except ConflictError:
+                self._metrics.passes.labels("conflict").inc()
+                if attempt == self._settings.conflict_retries or not leadership.valid():
+                    raise
+        raise AssertionError("unreachable: the last attempt returns or raises")
+
+    # --- what came of it ---------------------------------------------------------------------------------------------
+
+    def _succeeded(self, result: PassResult, trigger: Trigger, seconds: float) -> None:
+        outcome = "suspended" if result.suspended else "applied" if result.wrote else "unchanged"
+        self._metrics.passes.labels(outcome).inc()
+        self._metrics.pass_seconds.labels(outcome).observe(seconds)
+        self._metrics.policies.labels("live").set(len(result.live.written()))
+        self._metrics.policies.labels("held").set(len(result.held))
+        self._metrics.blocked_deletions.set(len(result.ruling.blocked))
+        self._metrics.foreign_keys.set(len(result.foreign))
+        self._metrics.ready.set(not result.held)
+        if not result.wrote:
+            return
+        self._metrics.last_applied.set(self._clock().timestamp())
+        self._metrics.drift_healed.inc(len(result.plan.drifted))
+        self._metrics.stages(trigger.seen_at, result.stages)
+        log.info("applied", extra={"commit": result.commit, "trigger": trigger.kind, **_counts(result)})
+        for change in result.plan.drifted:
+            log.warning("hand edit healed", extra={"policy": change.policy})
+
+    def _failed(self, error: RegopsError, trigger: Trigger) -> None:
+        # A stalled pass is looked at again by the ordinary poll: only a new commit or a person can help.
+        self._failures = 0 if isinstance(error, StalledError) else self._failures + 1
+        self._reconciler.invalidate()
+        self._metrics.passes.labels(error.outcome).inc()
+        self._metrics.failures.labels(error.reason).inc()
+        self._metrics.ready.set(0)
+        level = logging.INFO if self._failures > 1 else logging.WARNING
+        log.log(level, "pass failed", extra={"reason": error.reason, "error": str(error), "trigger": trigger.kind})
+
+    async def _publish(self, leadership: Leading, record: StatusRecord) -> None:
+        now = self._clock().astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        conditions = carry_over(record.conditions, self._status.record.conditions, now)
+        await self._status.publish(leadership.fence, replace(record, conditions=conditions), now)
+
+    def _record(self, result: PassResult, trigger: Trigger) -> StatusRecord:
+        former = self._status.record
+        rewritten = result.rewritten or (
+            any(condition.type == HISTORY_REWRITTEN for condition in former.conditions)
+            and former.last_attempted_revision == result.commit
+        )
+        blocked = set(result.ruling.blocked)
+        found = Findings(
+            revision=f"{self._git.branch}@sha1:{result.commit}",
+            height=result.height,
+            held=tuple(sorted(name for name in result.held if name not in blocked)),
+            blocked=len(blocked),
+            block_reason=result.ruling.reason,
+            block_message=result.ruling.message,
+            commit=result.commit,
+            drifted=len(result.plan.drifted) if result.suspended else 0,
+            rewritten=rewritten,
+            suspended=result.suspended,
+        )
+        return replace(
+            former,
+            conditions=after_pass(found, former.conditions),
+            last_attempted_revision=result.commit,
+            last_handled_reconcile_at=result.handled or former.last_handled_reconcile_at,
+            blocked_deletions=tuple(result.ruling.blocked),
+            ignored_files=result.tree.ignored,
+            foreign_keys=result.foreign,
+            warnings=tuple(str(warning) for warning in result.resolution.warnings)
+            if result.stages
+            else former.warnings,
+            last_apply=self._last_apply(result, trigger) if result.wrote else former.last_apply,
+        )
+
+    def _failure_record(self, error: RegopsError) -> StatusRecord:
+        former = self._status.record
+        conditions = after_failure(
+            error.reason,
+            str(error),
+            fetching=error.stage == "fetch",
+            stalled=isinstance(error, StalledError),
+            before=former.conditions,
+        )
+        return replace(former, conditions=conditions)
+
+    def _last_apply(self, result: PassResult, trigger: Trigger) -> dict[str, Any]:
+        seen = trigger.seen_at.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        return {
+            "commit": result.commit,
+            "trigger": str(trigger.kind),
+            "seen_at": seen,
+            **result.stages,
+            **_counts(result),
+        }
+
+
+def _counts(result: PassResult) -> dict[str, int]:
+    return {
+        "created": len(result.plan.of(Operation.CREATE)),
+        "updated": len(result.plan.of(Operation.UPDATE)),
+        "deleted": len(result.plan.of(Operation.DELETE)),
+        "held": len(result.held),
+    }

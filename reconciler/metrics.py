@@ -1,0 +1,67 @@
+"""Every Prometheus object and label value of regops, in one file: names and values are API and never renamed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.75, 1, 2.5, 5, 10, 30, 60)
+"""Buckets around the half second that a change may take."""
+
+
+class LoopMetrics:
+    """What the leader's loop counts."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        def counter(name: str, text: str, *labels: str) -> Counter:
+            return Counter(name, text, labels, registry=registry)
+
+        def gauge(name: str, text: str, *labels: str) -> Gauge:
+            return Gauge(name, text, labels, registry=registry)
+
+        self.triggers = counter("regops_triggers_total", "Looks, by what triggered them.", "kind")
+        self.passes = counter(
+            "regops_passes_total",
+            "Passes by outcome: applied, unchanged, suspended, transient, conflict, stalled, error.",
+            "outcome",
+        )
+        self.failures = counter("regops_pass_failures_total", "Passes that broke off, by reason.", "reason")
+        self.pass_seconds = Histogram(
+            "regops_pass_seconds", "Duration of whole passes.", ("outcome",), registry=registry, buckets=SECONDS
+        )
+        self.stage_seconds = Histogram(
+            "regops_stage_seconds",
+            "Duration of the stages of passes that wrote: fetch, validate, apply, and total from the trigger.",
+            ("stage",),
+            registry=registry,
+            buckets=SECONDS,
+        )
+        self.policies = gauge("regops_policies", "Policies by state: live, held.", "state")
+        self.ready = gauge("regops_ready", "1 while the last pass left nothing held, blocked or failed.")
+        self.blocked_deletions = gauge("regops_blocked_deletions", "Deletions that wait for a person.")
+        self.foreign_keys = gauge("regops_foreign_keys", "Keys below the policies' prefix that regops never wrote.")
+        self.drift_healed = counter("regops_drift_healed_total", "Policies healed after an edit by hand.")
+        self.last_applied = gauge("regops_last_applied_timestamp_seconds", "When a pass last wrote to etcd.")
+        self.leader = gauge("regops_leader", "1 while this replica leads.")
+        self.watch_restarts = counter("regops_watch_restarts_total", "Drift watches that had to start over.")
+
+    def stages(self, seen_at: datetime, stages: Mapping[str, str]) -> None:
+        """Observe the time between the stages' RFC 3339 marks, beginning with the trigger."""
+        before = seen_at
+        for stage, mark in (("fetch", "fetched_at"), ("validate", "validated_at"), ("apply", "applied_at")):
+            if mark in stages:
+                at = datetime.fromisoformat(stages[mark])
+                self.stage_seconds.labels(stage).observe(max(0.0, (at - before).total_seconds()))
+                before = at
+        self.stage_seconds.labels("total").observe(max(0.0, (before - seen_at).total_seconds()))
+
+
+class StoreMetrics:
+    """What a server start (and every few minutes after) reads of etcd."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.db_size = Gauge("regops_etcd_db_size_bytes", "Size of etcd's database.", registry=registry)
+        self.quota = Gauge("regops_etcd_quota_bytes", "etcd's size quota; 0 where it does not tell.", registry=registry)
+        self.alarms = Gauge("regops_etcd_alarms", "Alarms that are raised in etcd.", registry=registry)

@@ -1,0 +1,333 @@
+"""What may go live: every policy's version after holds, so that what is live compiles as a whole.
+
+Reads Git and asks the compiler; decides nothing about deletions (see `reconciler.core.guards`) and writes nothing.
+An invalid policy is held: its live version stays, or, where there is none, the newest valid one of the first-parent
+history. A platform that would break live projects is held (or, by setting, those projects are withdrawn).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import OrderedDict
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Final, Literal
+
+from reconciler.core.live import LiveState
+from reconciler.core.model import (
+    DATA_FILE,
+    PLATFORM,
+    REGO_FILE,
+    BlobIds,
+    FileError,
+    PolicyName,
+    Tree,
+    Verdict,
+    policy_name,
+)
+from reconciler.core.plan import Target
+from reconciler.core.ports import Candidate, Compiler, Source
+from reconciler.core.records import HELD_ERRORS_LIMIT, Held
+
+log = logging.getLogger(__name__)
+
+CHUNK: Final = 100
+"""Policies that are read and compiled at once: bounds memory, and is the step of the progress lines."""
+CACHE_SIZE: Final = 100_000
+"""Verdicts that are remembered."""
+
+OnPlatformBreak = Literal["hold-platform", "withdraw-projects"]
+_Key = tuple[PolicyName, BlobIds, BlobIds | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Resolution:
+    """What should be live, what is held and why, and which live projects a new platform drives out."""
+
+    targets: Mapping[PolicyName, Target]
+    held: Mapping[str, Held]
+    withdrawn: tuple[PolicyName, ...] = ()
+    warnings: tuple[FileError, ...] = ()
+
+
+@dataclass(slots=True)
+class _Draft:
+    """A resolution in the making."""
+
+    tree: Tree
+    live: LiveState
+    gone: Collection[PolicyName]
+    targets: dict[PolicyName, Target] = field(default_factory=dict)
+    errors: dict[PolicyName, tuple[str, tuple[FileError, ...]]] = field(default_factory=dict)
+    withdrawn: list[PolicyName] = field(default_factory=list)
+    warnings: list[FileError] = field(default_factory=list)
+
+    def live_target(self, policy: PolicyName) -> Target | None:
+        """The version that is live now and may stay."""
+        found = self.live.policies.get(policy)
+        if found is None or found.meta is None or found.blobs is None or policy in self.gone:
+            return None
+        return Target(found.blobs, found.meta.rego_version)
+
+    def projects(self) -> dict[PolicyName, BlobIds]:
+        """The commit's well-formed projects."""
+        return {name: blobs for name, blobs in self.tree.policies.items() if name != PLATFORM}
+
+    def changed(self) -> dict[PolicyName, BlobIds]:
+        """Those of them whose version is not the live one."""
+        live = self.live.policies
+        return {
+            name: blobs
+            for name, blobs in self.projects().items()
+            if name not in live or live[name].etag != blobs.etag or live[name].blobs is None
+        }
+
+
+class Judge:
+    """Validates trees; remembers verdicts by (policy, its blobs, the platform's blobs) for as long as it lives."""
+
+    def __init__(
+        self,
+        source: Source,
+        compiler: Compiler,
+        *,
+        on_platform_break: OnPlatformBreak = "hold-platform",
+        max_rego_bytes: int = 524288,
+        max_data_bytes: int = 1048576,
+    ) -> None:
+        self._source = source
+        self._compiler = compiler
+        self._withdraw = on_platform_break == "withdraw-projects"
+        self._limits = {REGO_FILE: max_rego_bytes, DATA_FILE: max_data_bytes}
+        self._verdicts: OrderedDict[_Key, Verdict] = OrderedDict()
+        self._mentions: dict[str, bool] = {}
+
+    async def resolve(self, tree: Tree, live: LiveState, gone: Collection[PolicyName] = ()) -> Resolution:
+        """Decide what should be live of ``tree``; ``gone`` are live policies whose deletion the guard allowed.
+
+        Raises `TransientError` when Git or the compiler cannot be asked; never for a bad policy.
+        """
+        draft = _Draft(tree, live, gone)
+        platform = await self._platform(draft)
+        if platform is not None:
+            draft.targets[PLATFORM] = platform
+        await self._projects(draft, platform.blobs if platform else None)
+        return Resolution(
+            targets=draft.targets,
+            held=await self._held(draft),
+            withdrawn=tuple(draft.withdrawn),
+            warnings=tuple(draft.warnings),
+        )
+
+    # --- the platform ------------------------------------------------------------------------------------------------
+
+    async def _platform(self, draft: _Draft) -> Target | None:
+        """The platform that will be live, holding the commit's one where it must not be."""
+        current = draft.live_target(PLATFORM)
+        if PLATFORM in draft.tree.invalid:
+            draft.errors[PLATFORM] = ("InvalidLayout", draft.tree.invalid[PLATFORM])
+            return current or await self._past(draft, PLATFORM, None)
+        wanted = draft.tree.policies.get(PLATFORM)
+        if wanted is None:
+            return current or await self._unless_missed(draft)
+        if current is not None and current.blobs == wanted:
+            return current
+        verdict = (await self._judge({PLATFORM: wanted}, None))[PLATFORM]
+        draft.warnings.extend(verdict.warnings)
+        if not verdict.valid:
+            draft.errors[PLATFORM] = ("ValidationFailed", verdict.errors)
+            return current or await self._past(draft, PLATFORM, None)
+        target = Target(wanted, verdict.rego_version)
+        former = current or await self._past(draft, PLATFORM, None)
+        broken = await self._broken(draft, target.blobs, former)
+        if broken and not self._withdraw:
+            draft.errors[PLATFORM] = ("BreaksProjects", _naming(broken))
+            return former
+        if broken:
+            self._drive_out(draft, broken)
+        return target
+
+    async def _unless_missed(self, draft: _Draft) -> Target | None:
+        """A platform whose deletion was allowed stays all the same while live projects would not compile without it."""
+        live = draft.live.policies.get(PLATFORM)
+        if PLATFORM not in draft.gone or live is None or live.meta is None or live.blobs is None:
+            return None
+        former = Target(live.blobs, live.meta.rego_version)
+        broken = await self._broken(draft, None, former)
+        if broken and not self._withdraw:
+            draft.errors[PLATFORM] = ("BreaksProjects", _naming(broken))
+            return former
+        self._drive_out(draft, broken)
+        return None
+
+    async def _broken(
+        self, draft: _Draft, platform: BlobIds | None, former: Target | None
+    ) -> dict[PolicyName, tuple[FileError, ...]]:
+        """The projects that work with the former platform and have no version that works with the new one."""
+        if former is None:
+            return {}
+        candidates = await self._referring(draft)
+        verdicts = await self._judge(candidates, platform)
+        failing = {name: verdict for name, verdict in verdicts.items() if not verdict.valid}
+        stay = {name: target.blobs for name in failing if (target := draft.live_target(name))}
+        standing = {name: blobs for name, blobs in stay.items() if blobs != candidates[name]}
+        survivors = await self._judge(standing, platform)
+        before = await self._judge({name: candidates[name] for name in failing if name not in stay}, former.blobs)
+        return {
+            name: verdict.errors
+            for name, verdict in failing.items()
+            if (name in stay and not (name in survivors and survivors[name].valid))
+            or (name in before and before[name].valid)
+        }
+
+    async def _referring(self, draft: _Draft) -> dict[PolicyName, BlobIds]:
+        """Projects that a changed platform can concern: changed ones, and all whose text could name the platform.
+
+        A version that is live although the commit's own is unreadable by layout counts too.
+        """
+        versions = {name: blobs for name, blobs in draft.projects().items() if name not in draft.gone}
+        for name in draft.live.written():
+            target = draft.live_target(name)
+            if name != PLATFORM and name not in versions and target is not None:
+                versions[name] = target.blobs
+        changed = draft.changed()
+        return {name: blobs for name, blobs in versions.items() if name in changed or await self._mentioned(blobs)}
+
+    async def _mentioned(self, blobs: BlobIds) -> bool:
+        """Whether the Rego text could refer to the platform: without the word (or an escape) it cannot."""
+        known = self._mentions.get(blobs.rego)
+        if known is None:
+            rego = (await self._source.read(BlobIds(blobs.rego))).rego
+            known = self._mentions[blobs.rego] = b"platform" in rego or b"\\u" in rego
+        return known
+
+    def _drive_out(self, draft: _Draft, broken: Mapping[PolicyName, tuple[FileError, ...]]) -> None:
+        for name, errors in broken.items():
+            draft.errors[name] = ("BrokenByPlatform", errors)
+            if name in draft.live.policies:
+                draft.withdrawn.append(name)
+
+    # --- projects ----------------------------------------------------------------------------------------------------
+
+    async def _projects(self, draft: _Draft, platform: BlobIds | None) -> None:
+        projects = draft.projects()
+        changed = {name: blobs for name, blobs in draft.changed().items() if name not in draft.errors}
+        live_platform = draft.live.policies.get(PLATFORM)
+        if (live_platform.etag if live_platform else None) != (platform.etag if platform else None):
+            changed |= {
+                n: b for n, b in (await self._referring(draft)).items() if n in projects and n not in draft.errors
+            }
+        for name, verdict in (await self._judge(changed, platform)).items():
+            draft.warnings.extend(verdict.warnings)
+            if verdict.valid:
+                draft.targets[name] = Target(changed[name], verdict.rego_version)
+            else:
+                draft.errors[name] = ("ValidationFailed", verdict.errors)
+        for name in projects.keys() - changed.keys() - draft.errors.keys():
+            if target := draft.live_target(name):
+                draft.targets[name] = target
+        for raw, errors in draft.tree.invalid.items():
+            if (invalid := _policy(raw)) and invalid != PLATFORM:
+                draft.errors[invalid] = ("InvalidLayout", errors)
+        await self._keep_last_good(draft, platform)
+
+    async def _keep_last_good(self, draft: _Draft, platform: BlobIds | None) -> None:
+        """Held projects stay at their live version, or at the newest valid one of the history where none is live."""
+        for name in draft.errors:
+            if name == PLATFORM or name in draft.withdrawn:
+                continue
+            target = draft.live_target(name) or await self._past(draft, name, platform)
+            if target is not None:
+                draft.targets[name] = target
+
+    async def _past(self, draft: _Draft, policy: PolicyName, platform: BlobIds | None) -> Target | None:
+        for version in await self._source.past_versions(draft.tree.commit, policy):
+            verdict = (await self._judge({policy: version.blobs}, platform))[policy]
+            if verdict.valid:
+                return Target(version.blobs, verdict.rego_version)
+        return None
+
+    # --- verdicts ----------------------------------------------------------------------------------------------------
+
+    async def _judge(
+        self, versions: Mapping[PolicyName, BlobIds], platform: BlobIds | None
+    ) -> dict[PolicyName, Verdict]:
+        """A verdict for each version with that platform, from memory where there is one."""
+        found = {name: self._remembered((name, blobs, platform)) for name, blobs in versions.items()}
+        verdicts = {name: verdict for name, verdict in found.items() if verdict is not None}
+        asked = [name for name, verdict in found.items() if verdict is None]
+        beside = None
+        if asked and platform is not None:
+            beside = Candidate(PLATFORM, await self._source.read(platform))
+        for start in range(0, len(asked), CHUNK):
+            chunk = {name: versions[name] for name in asked[start : start + CHUNK]}
+            for name, verdict in (await self._compile(chunk, beside)).items():
+                verdicts[name] = verdict
+                self._remember((name, versions[name], platform), verdict)
+            if len(asked) > CHUNK:
+                log.info("validating", extra={"done": min(start + CHUNK, len(asked)), "of": len(asked)})
+        return verdicts
+
+    async def _compile(
+        self, versions: Mapping[PolicyName, BlobIds], platform: Candidate | None
+    ) -> dict[PolicyName, Verdict]:
+        verdicts: dict[PolicyName, Verdict] = {}
+        candidates = []
+        for name, blobs in versions.items():
+            errors = await self._oversized(name, blobs)
+            if errors:
+                verdicts[name] = Verdict(errors)
+            else:
+                candidates.append(Candidate(name, await self._source.read(blobs)))
+        if candidates:
+            verdicts.update(await self._compiler.validate(candidates, platform))
+        return verdicts
+
+    async def _oversized(self, policy: PolicyName, blobs: BlobIds) -> tuple[FileError, ...]:
+        sizes = await self._source.sizes(blobs)
+        return tuple(
+            FileError(f"{policy}/{file}", f"is {size} bytes; the limit is {self._limits[file]}: make it smaller")
+            for file, size in zip((REGO_FILE, DATA_FILE), sizes, strict=True)
+            if size > self._limits[file]
+        )
+
+    def _remembered(self, key: _Key) -> Verdict | None:
+        verdict = self._verdicts.get(key)
+        if verdict is not None:
+            self._verdicts.move_to_end(key)
+        return verdict
+
+    def _remember(self, key: _Key, verdict: Verdict) -> None:
+        self._verdicts[key] = verdict
+        if len(self._verdicts) > CACHE_SIZE:
+            self._verdicts.popitem(last=False)
+
+    # --- holds -------------------------------------------------------------------------------------------------------
+
+    async def _held(self, draft: _Draft) -> dict[str, Held]:
+        """A record for everything that the commit has and that does not go live; unchanged while nothing changes."""
+        held: dict[str, Held] = {}
+        for name, (reason, errors) in draft.errors.items():
+            commit = (await self._source.last_change(draft.tree.commit, name)).commit
+            held[name] = Held(commit, reason, errors[:HELD_ERRORS_LIMIT])
+        for raw, errors in draft.tree.invalid.items():
+            if _policy(raw) is None:
+                former = draft.live.held.get(raw)
+                record = Held(draft.tree.commit, "InvalidName", errors[:HELD_ERRORS_LIMIT])
+                held[raw] = former if former and replace(former, commit=record.commit) == record else record
+        return held
+
+
+def _policy(raw: str) -> PolicyName | None:
+    try:
+        return policy_name(raw)
+    except ValueError:
+        return None
+
+
+def _naming(broken: Mapping[PolicyName, Iterable[FileError]]) -> tuple[FileError, ...]:
+    return tuple(
+        replace(error, message=f"{name} would break with this platform: {error.message}")
+        for name, errors in sorted(broken.items())
+        for error in errors
+    )

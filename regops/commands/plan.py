@@ -1,0 +1,100 @@
+"""``regops plan``: what a sync would change, against the live policy in etcd; nothing is written."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+
+from reconciler.core.live import LiveState
+from reconciler.core.plan import Change, Operation, Plan
+from reconciler.core.records import Held
+from regops import compose
+from regops.commands.errors import one_line
+from regops.commands.table import table
+from regops.commands.target import Target, target_options
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  regops plan                              the head of the branch that a running `regops dev` follows
+  regops plan --folder . --commit my-branch  a branch of the repository in this folder
+  regops plan --folder .                   the files in this folder
+  regops plan --config regops.yaml --json  for a program, with the settings of a server
+"""
+)
+@click.option("--folder", type=click.Path(exists=True, file_okay=False, path_type=Path), help="A repository's folder.")
+@click.option("--commit", metavar="REV", help="A commit of the repository in --folder instead of its files.")
+@click.option("--exit-code", is_flag=True, help="Exit with 2 when there is something to change.")
+@click.option("--json", "as_json", is_flag=True, help="Print the plan as JSON.")
+@target_options
+@one_line
+def plan(target: Target, folder: Path | None, commit: str | None, *, exit_code: bool, as_json: bool) -> None:
+    """Show what a sync would create, update, delete, hold or block. Nothing is written."""
+    if commit and folder is None:
+        folder = Path()
+    settings = target.settings()
+
+    async def run() -> tuple[str, LiveState, Plan, Mapping[str, Held]]:
+        async with compose.open_store(settings.etcd) as store:
+            async with compose.open_plan_source(settings, folder, commit) as (source, head):
+                async with compose.open_judge(settings, source) as judge:
+                    reconciler = compose.make_reconciler(settings, source, store, judge)
+                    live, planned, held, _tree = await reconciler.preview(head)
+                    return head, live, planned, held
+
+    head, live, planned, held = asyncio.run(run())
+    click.echo(_as_json(head, live, planned, held) if as_json else _as_text(head, live, planned, held))
+    if exit_code and (planned.changes or held):
+        raise SystemExit(2)
+
+
+def _as_text(head: str, live: LiveState, planned: Plan, held: Mapping[str, Held]) -> str:
+    lines = [f"Commit {head}, {len(live.written())} policies live"]
+    if live.suspended:
+        lines.append("Suspended: a sync would change nothing until `regops resume`")
+    if planned.changes:
+        rows = [[c.policy, c.operation, c.cause, _etag(c.live.etag), _etag(_wanted(c))] for c in planned.changes]
+        lines += ["", table(["POLICY", "OPERATION", "CAUSE", "LIVE", "DESIRED"], rows)]
+    for name, record in sorted(held.items()):
+        lines += ["", f"{name} is held ({record.reason}):", *(f"  {error}" for error in record.errors)]
+    counts = ", ".join(f"{len(planned.of(kind))} to {kind}" for kind in _WRITES)
+    lines += ["", f"{counts}, {len(held)} held" if planned.changes or held else "Nothing to change"]
+    return "\n".join(lines)
+
+
+def _as_json(head: str, live: LiveState, planned: Plan, held: Mapping[str, Held]) -> str:
+    document: dict[str, Any] = {
+        "commit": head,
+        "suspended": live.suspended is not None,
+        "policies": {"live": len(live.written())},
+        "changes": [
+            {
+                "policy": change.policy,
+                "operation": str(change.operation),
+                "cause": str(change.cause),
+                "etag_before": change.live.etag,
+                "etag_after": _wanted(change),
+            }
+            for change in planned.changes
+        ],
+        "held": [{"policy": name, **asdict(record)} for name, record in sorted(held.items())],
+    }
+    return json.dumps(document, indent=2, ensure_ascii=False)
+
+
+_WRITES = (Operation.CREATE, Operation.UPDATE, Operation.DELETE)
+
+
+def _wanted(change: Change) -> str | None:
+    return change.target.blobs.etag if change.target else None
+
+
+def _etag(etag: str | None) -> str:
+    return etag.strip('"')[:12] if etag else "-"
