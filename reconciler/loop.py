@@ -189,7 +189,7 @@ class Loop:
         self._metrics.last_applied.set(self._clock().timestamp())
         self._metrics.drift_healed.inc(len(result.plan.drifted))
         self._metrics.stages(trigger.seen_at, result.stages)
-        log.info("applied", extra={"commit": result.commit, "trigger": trigger.kind, **_counts(result)})
+        log.info("applied", extra={"commit": result.commit, "trigger": trigger.kind, "policies": _counts(result)})
         for change in result.plan.drifted:
             log.warning("hand edit healed", extra={"policy": change.policy})
 

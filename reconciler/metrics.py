@@ -65,3 +65,52 @@ class StoreMetrics:
         self.db_size = Gauge("regops_etcd_db_size_bytes", "Size of etcd's database.", registry=registry)
         self.quota = Gauge("regops_etcd_quota_bytes", "etcd's size quota; 0 where it does not tell.", registry=registry)
         self.alarms = Gauge("regops_etcd_alarms", "Alarms that are raised in etcd.", registry=registry)
+
+
+class AgentMetrics:
+    """What an agent counts: its mirror, its bundles, and what the OPA beside it does with them."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        def counter(name: str, text: str, *labels: str) -> Counter:
+            return Counter(name, text, labels, registry=registry)
+
+        def gauge(name: str, text: str) -> Gauge:
+            return Gauge(name, text, registry=registry)
+
+        def seconds(name: str, text: str, *labels: str) -> Histogram:
+            return Histogram(name, text, labels, registry=registry, buckets=SECONDS)
+
+        self.advances = counter(
+            "regops_agent_mirror_advances_total", "New states, by how they were read: delta, snapshot, empty.", "how"
+        )
+        self.kept = counter(
+            "regops_agent_mirror_kept_total",
+            "Times the former state stayed: applying, older, unreadable, nothing_applied.",
+            "reason",
+        )
+        self.store_errors = counter(
+            "regops_agent_store_errors_total", "Failures of etcd, by what was asked: mirror, receipt, alive.", "of"
+        )
+        self.disk_errors = counter("regops_agent_disk_errors_total", "Bundles that could not be written to disk.")
+        self.sent = counter("regops_agent_bundles_sent_total", "Bundles sent to OPA.")
+        self.refusals = counter("regops_agent_refusals_total", "Bundles that OPA downloaded and did not activate.")
+        self.read_seconds = seconds("regops_agent_read_seconds", "Reading a new state from etcd.", "how")
+        self.build_seconds = seconds("regops_agent_build_seconds", "Building a bundle and writing it to disk.")
+        self.activation_seconds = seconds("regops_agent_activation_seconds", "From sending a bundle to OPA's proof.")
+        self.stale = gauge("regops_agent_stale", "1 while etcd is out of reach.")
+        self.enforced = gauge("regops_agent_enforced", "1 while OPA provably enforces the newest commit served.")
+        self.policies = gauge("regops_agent_policies", "Policies in the bundle.")
+        self.bundle_bytes = gauge("regops_agent_bundle_bytes", "Size of the bundle as OPA downloads it.")
+        self.last_served = gauge("regops_agent_last_offered_timestamp_seconds", "When a commit was last offered.")
+
+
+class ApiMetrics:
+    """What the HTTP face counts; routes by their template, so that the labels stay few."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.requests = Counter(
+            "regops_api_requests_total", "Requests answered.", ("route", "method", "status"), registry=registry
+        )
+        self.seconds = Histogram(
+            "regops_api_request_seconds", "Time to answer.", ("route",), registry=registry, buckets=SECONDS
+        )

@@ -246,18 +246,16 @@ class Reconciler:
     async def _metas(self, result: PassResult) -> dict[PolicyName, Meta]:
         """The new meta of each created or updated policy; a healed one keeps its own."""
         metas: dict[PolicyName, Meta] = {}
-        of_commit = []
         for change in result.plan.changes:
             if change.target is None:
                 continue
             if change.cause is Cause.DRIFT and change.live.meta is not None:
                 metas[change.policy] = change.live.meta
             elif result.tree.policies.get(change.policy) == change.target.blobs:
-                of_commit.append(change)
+                metas[change.policy] = self._meta(change, await self._source.last_change(result.commit, change.policy))
             else:
                 metas[change.policy] = self._meta(change, await self._past(result.commit, change))
-        infos = await self._source.last_changes(result.commit, [change.policy for change in of_commit])
-        return metas | {change.policy: self._meta(change, infos[change.policy]) for change in of_commit}
+        return metas
 
     async def _past(self, commit: str, change: Change) -> CommitInfo:
         versions = await self._source.past_versions(commit, change.policy)

@@ -143,7 +143,11 @@ async def watch_files(remote: str, mailbox: Mailbox) -> AsyncIterator[bool]:
         return
     loop = asyncio.get_running_loop()
     observer = Observer()
-    handler = _References(lambda: loop.call_soon_threadsafe(mailbox.put, Kind.PUSH))
+
+    def pushed() -> None:
+        loop.call_soon_threadsafe(mailbox.put, Kind.PUSH)
+
+    handler = _References(pushed)
     try:
         observer.schedule(handler, str(folder), recursive=False)
         observer.schedule(handler, str(folder / "refs"), recursive=True)

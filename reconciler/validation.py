@@ -13,6 +13,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final, Literal
 
+from reconciler.core.errors import StalledError
 from reconciler.core.live import LiveState
 from reconciler.core.model import (
     DATA_FILE,
@@ -308,14 +309,20 @@ class Judge:
         """A record for everything that the commit has and that does not go live; unchanged while nothing changes."""
         held: dict[str, Held] = {}
         for name, (reason, errors) in draft.errors.items():
-            commit = (await self._source.last_change(draft.tree.commit, name)).commit
-            held[name] = Held(commit, reason, errors[:HELD_ERRORS_LIMIT])
+            held[name] = Held(await self._commit_of(draft, name), reason, errors[:HELD_ERRORS_LIMIT])
         for raw, errors in draft.tree.invalid.items():
             if _policy(raw) is None:
                 former = draft.live.held.get(raw)
                 record = Held(draft.tree.commit, "InvalidName", errors[:HELD_ERRORS_LIMIT])
                 held[raw] = former if former and replace(former, commit=record.commit) == record else record
         return held
+
+    async def _commit_of(self, draft: _Draft, name: PolicyName) -> str:
+        try:
+            return (await self._source.last_change(draft.tree.commit, name)).commit
+        except StalledError:  # its files were never of the published kind
+            former = draft.live.held.get(name)
+            return former.commit if former else draft.tree.commit
 
 
 def _policy(raw: str) -> PolicyName | None:

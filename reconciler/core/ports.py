@@ -59,10 +59,6 @@ class Source(Protocol):
         """The newest commit in the first-parent history of ``commit`` that changed the policy."""
         ...
 
-    async def last_changes(self, commit: str, policies: Sequence[PolicyName]) -> Mapping[PolicyName, CommitInfo]:
-        """`last_change` of many policies, in one walk of the history."""
-        ...
-
     async def height(self, commit: str) -> int:
         """Number of commits reachable from ``commit``, itself included."""
         ...

@@ -42,10 +42,12 @@ def check(folder: Path, commit: str | None, path: str | None, config: Path | Non
     path = path or settings.git.path
 
     async def run() -> tuple[Tree, Resolution]:
-        async with compose.open_snapshot(settings, folder, path=path, revision=commit) as (source, head):
-            async with compose.open_judge(settings, source) as judge:
-                tree = await source.tree(head)
-                return tree, await judge.resolve(tree, LiveState())
+        async with (
+            compose.open_snapshot(settings, folder, path=path, revision=commit) as (source, head),
+            compose.open_judge(settings, source) as judge,
+        ):
+            tree = await source.tree(head)
+            return tree, await judge.resolve(tree, LiveState())
 
     tree, resolution = asyncio.run(run())
     if not tree.found:

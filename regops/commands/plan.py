@@ -42,12 +42,14 @@ def plan(target: Target, folder: Path | None, commit: str | None, *, exit_code: 
     settings = target.settings()
 
     async def run() -> tuple[str, LiveState, Plan, Mapping[str, Held]]:
-        async with compose.open_store(settings.etcd) as store:
-            async with compose.open_plan_source(settings, folder, commit) as (source, head):
-                async with compose.open_judge(settings, source) as judge:
-                    reconciler = compose.make_reconciler(settings, source, store, judge)
-                    live, planned, held, _tree = await reconciler.preview(head)
-                    return head, live, planned, held
+        async with (
+            compose.open_store(settings.etcd) as store,
+            compose.open_plan_source(settings, folder, commit) as (source, head),
+            compose.open_judge(settings, source) as judge,
+        ):
+            reconciler = compose.make_reconciler(settings, source, store, judge)
+            live, planned, held, _tree = await reconciler.preview(head)
+            return head, live, planned, held
 
     head, live, planned, held = asyncio.run(run())
     click.echo(_as_json(head, live, planned, held) if as_json else _as_text(head, live, planned, held))

@@ -1,0 +1,167 @@
+"""`GET /status` from what etcd holds: pure. Flux's conditions, Argo CD's sync and health words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final
+
+from reconciler.core.conditions import (
+    DRIFTED,
+    FETCH_FAILED,
+    HEALTHY,
+    PRUNE_BLOCKED,
+    READY,
+    RECONCILING,
+    VALIDATION_FAILED,
+    Condition,
+    StatusRecord,
+)
+from reconciler.core.records import Applied, Held, Receipt, Suspended
+
+FORGOTTEN: Final = timedelta(days=7)
+"""An agent that has been silent for so long no longer counts."""
+_NAMED: Final = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """What one read of etcd found. ``alive`` has ``<dc>/<id>`` of the agents with a lease."""
+
+    record: StatusRecord | None = None
+    applied: Applied | None = None
+    suspended: Suspended | None = None
+    held: Mapping[str, Held] = field(default_factory=dict)
+    live: int = 0
+    receipts: tuple[Receipt, ...] = ()
+    alive: frozenset[str] = frozenset()
+    led: bool = False
+    reachable: bool = True
+
+
+def status_document(seen: Observed, source: Mapping[str, str], now: datetime) -> dict[str, Any]:
+    """The document of section "Status" in docs/architecture.md; revisions as ``<branch>@sha1:<commit>``."""
+    agents = [receipt for receipt in seen.receipts if not _forgotten(receipt, seen, now)]
+    record = seen.record
+    conditions = (*_conditions(seen, now), _healthy(seen, agents, now))
+    branch = (record.source if record else source).get("branch", "")
+    return {
+        "conditions": [asdict(condition) for condition in conditions],
+        "sync": {"status": _sync(seen, conditions)},
+        "health": {"status": _health(seen, conditions, agents)},
+        "source": {name: (record.source if record else source).get(name, "") for name in ("remote", "branch", "path")},
+        "last_attempted_revision": _revision(branch, record.last_attempted_revision if record else None),
+        "last_applied_revision": _revision(branch, seen.applied.commit if seen.applied else None),
+        "last_applied_at": seen.applied.at if seen.applied else None,
+        "last_handled_reconcile_at": record.last_handled_reconcile_at if record else None,
+        "suspended": seen.suspended is not None,
+        "policies": {"live": seen.live, "held": len(seen.held)},
+        "held": [{"policy": name, **asdict(held)} for name, held in sorted(seen.held.items())],
+        "blocked_deletions": list(record.blocked_deletions) if record else [],
+        "ignored_files": list(record.ignored_files) if record else [],
+        "foreign_keys": list(record.foreign_keys) if record else [],
+        "warnings": list(record.warnings) if record else [],
+        "leader": record.leader if record and seen.led else None,
+        "last_apply": record.last_apply if record else None,
+        "agents": [_agent(receipt, seen, branch) for receipt in agents],
+    }
+
+
+def _conditions(seen: Observed, now: datetime) -> tuple[Condition, ...]:
+    found = seen.record.conditions if seen.record else ()
+    if not seen.reachable:
+        return _unknown(found, "StoreUnavailable", "etcd cannot be read", now)
+    if not found:
+        return _unknown((), "Progressing", "no pass has run yet", now)
+    if not seen.led:
+        return _unknown(found, "NoLeader", "no replica leads: nothing is being applied", now)
+    return tuple(found)
+
+
+def _unknown(found: Iterable[Condition], reason: str, message: str, now: datetime) -> tuple[Condition, ...]:
+    """Ready is unknown, and therefore something is being done about it; notices of before still stand."""
+    at = _rfc3339(now)
+    kept = [c for c in found if c.type in {VALIDATION_FAILED, PRUNE_BLOCKED, FETCH_FAILED}]
+    return (
+        Condition(READY, "Unknown", reason, message, at),
+        Condition(RECONCILING, "True", reason, message, at),
+        *kept,
+    )
+
+
+def _healthy(seen: Observed, agents: list[Receipt], now: datetime) -> Condition:
+    at = max((receipt.since for receipt in agents), default=_rfc3339(now))
+    if not seen.reachable:
+        return Condition(HEALTHY, "Unknown", "StoreUnavailable", "etcd cannot be read", _rfc3339(now))
+    if not agents:
+        return Condition(HEALTHY, "True", "NoAgents", "no agent has reported: nothing enforces this yet", at)
+    silent = [receipt.id for receipt in agents if f"{receipt.datacentre}/{receipt.id}" not in seen.alive]
+    commit = seen.applied.commit if seen.applied else "none"
+    behind = [receipt.id for receipt in agents if receipt.id not in silent and receipt.enforced_revision != commit]
+    if behind:
+        return Condition(HEALTHY, "False", "Behind", f"not at the applied commit: {_names(behind)}", at)
+    if silent:
+        message = f"silent: {_names(silent)}; `regops fleet forget ID` drops one that is gone for good"
+        return Condition(HEALTHY, "Unknown", "AgentsSilent", message, at)
+    return Condition(HEALTHY, "True", "Enforced", f"{len(agents)} of {len(agents)} OPAs enforce the applied commit", at)
+
+
+def _sync(seen: Observed, conditions: Iterable[Condition]) -> str:
+    true = {condition.type for condition in conditions if condition.status == "True"}
+    record = seen.record
+    if not seen.reachable or record is None or not seen.led or FETCH_FAILED in true:
+        return "Unknown"
+    same = seen.applied is not None and record.last_attempted_revision == seen.applied.commit
+    return "Synced" if same and not seen.held and not true & {PRUNE_BLOCKED, DRIFTED} else "OutOfSync"
+
+
+def _health(seen: Observed, conditions: Iterable[Condition], agents: list[Receipt]) -> str:
+    state = {condition.type: condition.status for condition in conditions}
+    if not seen.reachable or seen.record is None:
+        return "Unknown"
+    if seen.suspended is not None:
+        return "Suspended"
+    if state.get(READY) == "False" or seen.held or any(receipt.error for receipt in agents):
+        return "Degraded"
+    if state.get(READY) == "Unknown" or state.get(HEALTHY) == "Unknown":
+        return "Unknown"
+    return "Progressing" if RECONCILING in state or state.get(HEALTHY) == "False" else "Healthy"
+
+
+def _agent(receipt: Receipt, seen: Observed, branch: str) -> dict[str, Any]:
+    alive = f"{receipt.datacentre}/{receipt.id}" in seen.alive
+    return {
+        "id": receipt.id,
+        "datacentre": receipt.datacentre,
+        "scope": receipt.scope,
+        "enforced_revision": _revision(branch, receipt.enforced_revision) if alive else None,
+        "since": receipt.since,
+        "opa_version": receipt.opa_version,
+        "opa": receipt.opa,
+        "error": receipt.error,
+        "stale": receipt.stale or not alive,
+        "alive": alive,
+        "stages": receipt.stages,
+    }
+
+
+def _forgotten(receipt: Receipt, seen: Observed, now: datetime) -> bool:
+    if f"{receipt.datacentre}/{receipt.id}" in seen.alive:
+        return False
+    try:
+        return now - datetime.fromisoformat(receipt.since) > FORGOTTEN
+    except (ValueError, TypeError):
+        return False
+
+
+def _revision(branch: str, commit: str | None) -> str | None:
+    return commit if commit in {None, "none"} else f"{branch}@sha1:{commit}"
+
+
+def _names(names: list[str]) -> str:
+    return ", ".join(names[:_NAMED]) + (" …" if len(names) > _NAMED else "")
+
+
+def _rfc3339(at: datetime) -> str:
+    return at.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

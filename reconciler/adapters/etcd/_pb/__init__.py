@@ -1,0 +1,1 @@
+"""Generated from ``etcd.proto`` and ``mvcc.proto`` by ``python -m reconciler.adapters.etcd.generate``."""

@@ -1,0 +1,192 @@
+"""Questions to the first-parent history of a branch. Long walks are generators that yield between commits."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from datetime import UTC, datetime
+from typing import Final
+
+import pygit2
+
+from reconciler.adapters.git.failures import clean
+from reconciler.adapters.git.objects import CommitNotFoundError, commit_of, entries_of
+from reconciler.adapters.git.tree import Layout, read_folder, subfolder
+from reconciler.core.errors import StalledError
+from reconciler.core.model import DATA_FILE, REGO_FILE, BlobIds, CommitInfo, PolicyName, policy_name
+from reconciler.core.ports import PastVersion
+
+PAST_LIMIT: Final = 100
+_INDEXES: Final = 4
+_KIND_BITS: Final = 0o170000
+
+
+def info_of(commit: pygit2.Commit) -> CommitInfo:
+    """What regops needs to know about a commit, safe to print."""
+    author = commit.author
+    name, email = (clean(raw.decode("utf-8", "replace")) for raw in (author.raw_name, author.raw_email))
+    subject = commit.raw_message.decode("utf-8", "replace").strip().partition("\n")[0]
+    at = datetime.fromtimestamp(commit.commit_time, UTC)
+    return CommitInfo(str(commit.id), f"{name} <{email}>", f"{at:%Y-%m-%dT%H:%M:%S}Z", clean(subject).strip())
+
+
+def contains(repository: pygit2.Repository, commit: str, ancestor: str) -> bool:
+    """Whether ``ancestor`` is ``commit`` or reachable from it."""
+    try:
+        head, base = commit_of(repository, commit), commit_of(repository, ancestor)
+    except CommitNotFoundError:
+        return False
+    return head.id == base.id or repository.descendant_of(head.id, base.id)
+
+
+class Heights:
+    """Counts reachable commits; the first time all of them, then only what two commits do not share."""
+
+    def __init__(self) -> None:
+        self._last: tuple[pygit2.Oid, int] | None = None
+
+    def height(self, repository: pygit2.Repository, commit: str) -> int:
+        """Number of commits reachable from ``commit``, itself included."""
+        head = commit_of(repository, commit).id
+        if self._last is None:
+            count = sum(1 for _ in repository.walk(head))
+        else:
+            known, count = self._last
+            ahead, behind = repository.ahead_behind(head, known)
+            count += ahead - behind
+        self._last = (head, count)
+        return count
+
+
+def past_versions(
+    repository: pygit2.Repository, layout: Layout, commit: str, policy: PolicyName
+) -> Generator[None, None, list[PastVersion]]:
+    """Distinct versions before that of ``commit``, newest first, each with the commit that brought it."""
+    where = (*layout.path, *policy.split("/"))
+    head = commit_of(repository, commit)
+    step: pygit2.Commit | None = head
+    current = _blobs_at(repository, head, where)
+    seen = {current}
+    versions: list[PastVersion] = []
+    while step is not None and len(versions) < PAST_LIMIT:
+        parent = _first_parent(repository, step)
+        before = None if parent is None else _blobs_at(repository, parent, where)
+        if current != before:
+            if current is not None and current not in seen:
+                versions.append(PastVersion(str(step.id), current))
+            seen.add(current)
+        step, current = parent, before
+        yield
+    return versions
+
+
+class Changes:
+    """Finds the last change of any policy, from one walk along the history that goes no further than it was asked.
+
+    A walk for each policy would open the whole history once for each of 10,000 policies. A change is one of the
+    published files' ids or kinds: a new README or test changes no policy.
+    """
+
+    def __init__(self, layout: Layout) -> None:
+        self._layout = layout
+        self._indexes: list[_Index] = []
+
+    def last_change(
+        self, repository: pygit2.Repository, commit: str, policy: PolicyName
+    ) -> Generator[None, None, CommitInfo]:
+        """The newest commit that changed the policy. One walk at a time. `StalledError` when none ever did."""
+        head = commit_of(repository, commit)
+        index = yield from self._index_at(repository, head)
+        while (found := index.last.get(policy)) is None and index.frontier is not None:
+            step = commit_of(repository, str(index.frontier))
+            _fill(index.last, changed_by(repository, self._layout, step), str(step.id))
+            index.frontier = next(iter(step.parent_ids), None)
+            yield
+        if found is None:
+            message = f"No commit up to {commit} has the policy {policy}"
+            raise StalledError(message, reason="PolicyNotFound")
+        return info_of(commit_of(repository, found))
+
+    def _index_at(self, repository: pygit2.Repository, head: pygit2.Commit) -> Generator[None, None, _Index]:
+        """An index that begins at ``head``: one that is known, one moved forward to it, or a new one."""
+        for index in self._indexes:
+            if index.head == head.id or (yield from self._move(repository, index, head)):
+                break
+        else:
+            index = _Index(head.id)
+            self._indexes.insert(0, index)
+            del self._indexes[_INDEXES:]
+        return index
+
+    def _move(self, repository: pygit2.Repository, index: _Index, head: pygit2.Commit) -> Generator[None, None, bool]:
+        """Move an index forward along the first parents; false when its head does not lie on that line."""
+        ahead, behind = repository.ahead_behind(head.id, index.head)
+        newer: dict[PolicyName, str] = {}
+        step: pygit2.Commit | None = head
+        for _ in range(0 if behind else ahead):
+            if step is None or step.id == index.head:
+                break
+            _fill(newer, changed_by(repository, self._layout, step), str(step.id))
+            step = _first_parent(repository, step)
+            yield
+        if behind or step is None or step.id != index.head:
+            return False
+        index.head = head.id
+        index.last.update(newer)
+        return True
+
+
+class _Index:
+    """The last changes seen between ``head`` and ``frontier``, the next commit to look at."""
+
+    def __init__(self, head: pygit2.Oid) -> None:
+        self.head = head
+        self.frontier: pygit2.Oid | None = head
+        self.last: dict[PolicyName, str] = {}
+
+
+def changed_by(repository: pygit2.Repository, layout: Layout, commit: pygit2.Commit) -> set[PolicyName]:
+    """The policies whose published files differ between a commit and its first parent."""
+    parent = _first_parent(repository, commit)
+    new = layout.folder_of(repository, commit)
+    old = None if parent is None else layout.folder_of(repository, parent)
+    if new == old:
+        return set()
+    changed = {_policy_at(path) for delta in _diff(repository, old, new).deltas for path in _paths(delta)}
+    return {policy for policy in changed if policy is not None}
+
+
+def _diff(repository: pygit2.Repository, old: pygit2.Oid | None, new: pygit2.Oid | None) -> pygit2.Diff:
+    first, *second = [repository[tree].peel(pygit2.Tree) for tree in (old, new) if tree is not None]
+    return first.diff_to_tree(second[0]) if second else first.diff_to_tree()
+
+
+def _paths(delta: pygit2.DiffDelta) -> list[bytes]:
+    old, new = delta.old_file, delta.new_file
+    if old.id == new.id and old.mode & _KIND_BITS == new.mode & _KIND_BITS:
+        return []
+    return [old.raw_path, new.raw_path]
+
+
+def _policy_at(path: bytes) -> PolicyName | None:
+    folder, _, file = path.decode("utf-8", "backslashreplace").rpartition("/")
+    if file not in {REGO_FILE, DATA_FILE}:
+        return None
+    try:
+        return policy_name(folder)
+    except ValueError:
+        return None
+
+
+def _blobs_at(repository: pygit2.Repository, commit: pygit2.Commit, where: tuple[str, ...]) -> BlobIds | None:
+    folder = subfolder(repository, commit.tree_id, where)
+    return None if folder is None else read_folder(entries_of(repository, folder)).blobs
+
+
+def _first_parent(repository: pygit2.Repository, commit: pygit2.Commit) -> pygit2.Commit | None:
+    ids = commit.parent_ids
+    return commit_of(repository, str(ids[0])) if ids else None
+
+
+def _fill(last: dict[PolicyName, str], policies: set[PolicyName], commit: str) -> None:
+    for policy in policies:
+        last.setdefault(policy, commit)

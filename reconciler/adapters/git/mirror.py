@@ -1,0 +1,185 @@
+"""`GitSource`: the `Source` port over a bare mirror. The only place that knows both transport and objects."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import pygit2
+from pygit2.enums import ObjectType
+
+from reconciler.adapters.git import history
+from reconciler.adapters.git.access import Access
+from reconciler.adapters.git.failures import MirrorDamagedError, MirrorLockedError, clean
+from reconciler.adapters.git.folder import MirrorFolder
+from reconciler.adapters.git.objects import Objects, commit_of, entries_of
+from reconciler.adapters.git.transport import HEAD_REF, Transport
+from reconciler.adapters.git.tree import Layout
+from reconciler.core.errors import RegopsError, TransientError
+from reconciler.core.model import BlobIds, CommitInfo, Content, PolicyName, Tree
+from reconciler.core.ports import PastVersion
+
+log = logging.getLogger(__name__)
+
+
+class GitSource:
+    """A branch of a Git repository, read from a bare mirror and never checked out.
+
+    ``mirror`` is a folder that this object owns, alone; its parent must be writable, since a damaged mirror is
+    replaced by a fresh clone beside it, and only once that clone is whole. Timeouts are seconds: ``fetch_timeout`` for
+    one fetch; the first one, which brings the whole history, may take ``clone_timeout`` while it shows progress at least
+    every ``fetch_timeout``. Close it with `aclose`.
+    """
+
+    def __init__(
+        self,
+        *,
+        remote: str,
+        mirror: Path,
+        branch: str = "main",
+        path: str = "policies",
+        fetch_timeout: float = 60.0,
+        clone_timeout: float = 600.0,
+        access: Access | None = None,
+    ) -> None:
+        self._remote = remote
+        self._fetch_timeout = fetch_timeout
+        self._clone_timeout = clone_timeout
+        self._folder = MirrorFolder(mirror, remote)
+        self._transport = Transport(remote, branch, access or Access())
+        self._objects = Objects(self._folder.path)
+        self._layout = Layout(path)
+        self._heights = history.Heights()
+        self._changes = history.Changes(self._layout)
+        self._fetching = asyncio.Lock()
+        self._walking = asyncio.Lock()
+
+    async def fetch(self) -> str:
+        """See `Source.fetch`. One at a time; a caller that waits for another's fetch then makes its own."""
+        async with self._fetching:
+            if await self._objects.files(self._folder.usable) and not self._objects.damaged:
+                try:
+                    return await self._update()
+                except MirrorDamagedError as error:
+                    log.warning("git mirror is damaged", extra={"cause": clean(error.message)})
+            return await self._clone()
+
+    async def tree(self, commit: str) -> Tree:
+        """See `Source.tree`."""
+        return await self._objects.run(lambda repository: self._layout.read(repository, commit))
+
+    async def read(self, blobs: BlobIds) -> Content:
+        """See `Source.read`: the bytes as Git has them, line ends and LFS pointers too."""
+        return await self._objects.run(
+            lambda repository: Content(
+                _bytes(repository, blobs.rego), None if blobs.data is None else _bytes(repository, blobs.data)
+            )
+        )
+
+    async def sizes(self, blobs: BlobIds) -> tuple[int, int]:
+        """See `Source.sizes`."""
+        return await self._objects.run(
+            lambda repository: (
+                _size(repository, blobs.rego),
+                0 if blobs.data is None else _size(repository, blobs.data),
+            )
+        )
+
+    async def info(self, commit: str) -> CommitInfo:
+        """See `Source.info`."""
+        return await self._objects.run(lambda repository: history.info_of(commit_of(repository, commit)))
+
+    async def last_change(self, commit: str, policy: PolicyName) -> CommitInfo:
+        """See `Source.last_change`; `StalledError` (``PolicyNotFound``) for a policy that never was."""
+        async with self._walking:
+            return await self._objects.walk(lambda repository: self._changes.last_change(repository, commit, policy))
+
+    async def height(self, commit: str) -> int:
+        """See `Source.height`."""
+        return await self._objects.run(lambda repository: self._heights.height(repository, commit))
+
+    async def contains(self, commit: str, ancestor: str) -> bool:
+        """See `Source.contains`."""
+        return await self._objects.run(lambda repository: history.contains(repository, commit, ancestor))
+
+    async def past_versions(self, commit: str, policy: PolicyName) -> Sequence[PastVersion]:
+        """See `Source.past_versions`."""
+        return await self._objects.walk(
+            lambda repository: history.past_versions(repository, self._layout, commit, policy)
+        )
+
+    async def aclose(self) -> None:
+        """End a running fetch with its processes, and close the mirror. May be called again."""
+        await self._transport.aclose()
+        async with self._fetching:
+            await self._objects.aclose()
+
+    async def _update(self) -> str:
+        """Fetch into the mirror that is there, sweeping it once where a lock was left."""
+        try:
+            await self._fetch_once()
+        except MirrorLockedError as error:
+            log.warning("git mirror was left locked", extra={"cause": clean(error.message)})
+            await self._objects.files(self._folder.sweep)
+            await self._fetch_once()
+        head = await self._objects.run(_head)
+        await self._pack()
+        return head
+
+    async def _fetch_once(self) -> None:
+        try:
+            await self._transport.fetch(self._folder.path, self._fetch_timeout)
+        except TransientError as error:
+            if not isinstance(error, MirrorDamagedError | MirrorLockedError):
+                # A git that was killed, or ran out of room, leaves half-written files behind.
+                await self._objects.files(self._folder.sweep)
+            raise
+
+    async def _clone(self) -> str:
+        """Clone beside the mirror, then take its place."""
+        log.info("git mirror is cloned", extra={"remote": clean(self._remote)})
+        spare = await self._objects.files(self._folder.spare)
+        try:
+            await self._transport.fetch(spare, self._clone_timeout, silence=self._fetch_timeout)
+            await self._objects.replace(self._folder.adopt)
+        except MirrorDamagedError as error:
+            # A fresh repository cannot be damaged: what git complains about is the remote.
+            await self._objects.files(self._folder.discard_spare)
+            raise TransientError(
+                error.message, reason="FetchFailed", remedy="Check the remote with git fsck."
+            ) from error
+        except RegopsError:
+            await self._objects.files(self._folder.discard_spare)
+            raise
+        return await self._objects.run(_head)
+
+    async def _pack(self) -> None:
+        """Keep the number of files bounded. A failure costs speed only."""
+        if not await self._objects.files(self._folder.needs_packing):
+            return
+        try:
+            await self._transport.pack(self._folder.path)
+        except RegopsError as error:
+            log.warning("git mirror cannot be packed", extra={"cause": clean(error.message)})
+        await self._objects.files(self._folder.packed)
+
+
+def _head(repository: pygit2.Repository) -> str:
+    """The fetched head, once its commit and tree can be read."""
+    commit = repository.references[HEAD_REF].peel(pygit2.Commit)
+    entries_of(repository, commit.tree_id)
+    return str(commit.id)
+
+
+def _bytes(repository: pygit2.Repository, blob: str) -> bytes:
+    kind, content = repository.odb.read(pygit2.Oid(hex=blob))
+    if kind != ObjectType.BLOB:
+        raise KeyError(f"{blob} is no blob")
+    return content
+
+
+def _size(repository: pygit2.Repository, blob: str) -> int:
+    _, size = repository.odb.read_header(pygit2.Oid(hex=blob))
+    return size

@@ -1,0 +1,122 @@
+"""Writes this agent's receipt and sign of life to etcd, and never holds up the serving."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import time
+from collections.abc import Callable
+from typing import Final, NoReturn
+
+from reconciler.agent.latest import Pulse
+from reconciler.agent.mirror import Backoff
+from reconciler.core.errors import RegopsError
+from reconciler.core.keyspace import Keyspace
+from reconciler.core.ports import KeyValueStore, Put, Transaction
+from reconciler.core.records import Receipt
+from reconciler.metrics import AgentMetrics
+
+LEASE_TTL: Final = 10
+"""Seconds after which an agent that does not renew counts as gone."""
+_LOOK_EVERY: Final = 0.5
+"""Seconds between two looks at the receipt when nothing happens: silence and staleness are time alone."""
+_WRITE_GAP: Final = 0.05
+"""At most so often a receipt is written: a burst becomes one write."""
+_REPEAT_EVERY: Final = 300.0
+"""An unchanged receipt is written again: a restored etcd, or `fleet forget`, may have lost it."""
+_LAST_WORDS: Final = 0.5
+
+log = logging.getLogger(__name__)
+
+
+class Publisher:
+    """``receipt`` is asked for the current one after each beat of ``changed``, and every half second; the lease is
+    renewed every ``renew_every`` seconds.
+
+    Run `run_receipts` and `run_alive` as tasks.
+    """
+
+    def __init__(
+        self,
+        store: KeyValueStore,
+        keyspace: Keyspace,
+        receipt: Callable[[], Receipt],
+        changed: Pulse,
+        metrics: AgentMetrics,
+        *,
+        renew_every: float = 3.0,
+    ) -> None:
+        self._store = store
+        self._keyspace = keyspace
+        self._receipt = receipt
+        self._metrics = metrics
+        self._renew_every = renew_every
+        self._changed = changed
+        self._written: Receipt | None = None
+        self._written_at = 0.0
+
+    def repeat(self) -> None:
+        """Write the receipt again even if it is unchanged: the store may not have it any more."""
+        self._written = None
+        self._changed.beat()
+
+    async def run_receipts(self) -> NoReturn:
+        """Write each changed receipt, until cancelled."""
+        backoff = Backoff()
+        while True:
+            receipt = self._receipt()
+            if receipt == self._written and time.monotonic() - self._written_at < _REPEAT_EVERY:
+                await self._look_later()
+                continue
+            try:
+                await self._put(self._keyspace.receipt(receipt.datacentre, receipt.id), receipt.encode())
+            except RegopsError as error:
+                self._failed("receipt", error)
+                await backoff.sleep()
+            else:
+                self._written, self._written_at = receipt, time.monotonic()
+                backoff.reset()
+                await asyncio.sleep(_WRITE_GAP)
+
+    async def run_alive(self) -> NoReturn:
+        """Keep the leased key alive until cancelled; then end the lease, so that the fleet knows at once."""
+        lease, backoff = 0, Backoff()
+        try:
+            while True:
+                try:
+                    lease = await self._renew(lease)
+                except RegopsError as error:
+                    self._failed("alive", error)
+                    await backoff.sleep()
+                else:
+                    backoff.reset()
+                    await asyncio.sleep(self._renew_every)
+        finally:
+            if lease:
+                with contextlib.suppress(RegopsError, TimeoutError):
+                    async with asyncio.timeout(_LAST_WORDS):
+                        await self._store.revoke(lease)
+
+    async def _renew(self, lease: int) -> int:
+        if lease and await self._store.keep_alive(lease) > 0:
+            return lease
+        receipt = self._receipt()
+        lease = await self._store.grant(LEASE_TTL)
+        value = json.dumps({"scope": receipt.scope}).encode()
+        await self._put(self._keyspace.alive(receipt.datacentre, receipt.id), value, lease)
+        self.repeat()
+        return lease
+
+    async def _put(self, key: str, value: bytes, lease: int = 0) -> None:
+        await self._store.commit(Transaction((), (Put(key, value, lease),)))
+
+    async def _look_later(self) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_LOOK_EVERY):
+                await self._changed.wait()
+
+    def _failed(self, of: str, error: RegopsError) -> None:
+        self._metrics.store_errors.labels(of).inc()
+        log.warning("etcd does not take the agent's word", extra={"of": of, "error": str(error)})

@@ -1,0 +1,174 @@
+"""Reads of the mirror: everything at one etcd revision, verified against the ETags that the writer left."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final, TypeVar
+
+from reconciler.agent.scope import Scope
+from reconciler.agent.state import MirrorPolicy
+from reconciler.core.errors import CompactedError, TransientError
+from reconciler.core.keyspace import Keyspace
+from reconciler.core.model import Content, PolicyName, policy_name
+from reconciler.core.ports import KeyValue, KeyValueStore, Range
+from reconciler.core.records import Applied, Meta
+
+POLICIES_PER_READ: Final = 16
+"""A policy's keys share one transaction, of at most 2 MiB, so one answer stays below 32 MiB (and 128 operations)."""
+READS_AT_ONCE: Final = 4
+
+T = TypeVar("T")
+
+
+class UnreadableError(TransientError):
+    """The state cannot be read whole: a record is no record, or a hand edit's original is compacted. Keep the former
+    state and look again later."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, reason="Unreadable")
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """``applied`` at one store revision. ``written_at`` is its mod_revision (0 when absent)."""
+
+    revision: int
+    applied: Applied | None = None
+    written_at: int = 0
+    applying: bool = False
+
+
+def head_of(revision: int, applied: KeyValue | None, *, applying: bool = False) -> Head:
+    """The head in what was read. `UnreadableError` when ``applied`` is no record."""
+    if applied is None:
+        return Head(revision, applying=applying)
+    try:
+        return Head(revision, Applied.decode(applied.value), applied.mod_revision, applying)
+    except (ValueError, TypeError) as error:
+        raise UnreadableError(f"{applied.key} is no record of an apply: {error}") from error
+
+
+@dataclass(frozen=True, slots=True)
+class _Stored:
+    """One policy as it lies in etcd, not yet verified."""
+
+    meta: Meta
+    written_at: int
+    content: Content | None
+
+    def matches(self) -> bool:
+        return self.content is not None and self.content.blob_ids().etag == self.meta.etag
+
+
+class Reader:
+    """Reads heads and policies of one scope. Every method raises the store's errors, and `UnreadableError`."""
+
+    def __init__(self, store: KeyValueStore, keyspace: Keyspace, scope: Scope) -> None:
+        self._store = store
+        self._keyspace = keyspace
+        self._scope = scope
+
+    async def head(self) -> Head:
+        """The newest ``applied``, and whether an apply is under way."""
+        read = await self._store.read(Range(self._keyspace.applied), Range(self._keyspace.applying))
+        (applied, applying) = read.ranges
+        return head_of(read.revision, applied[0] if applied else None, applying=bool(applying))
+
+    async def whole(
+        self, revision: int, former: Mapping[PolicyName, MirrorPolicy]
+    ) -> tuple[dict[PolicyName, MirrorPolicy], int]:
+        """Every policy in scope at ``revision`` and how many were read; where the ETag is that of ``former``, its
+        bytes are kept."""
+        metas = await self._metas(revision)
+        kept = {
+            name: MirrorPolicy(former[name].content, meta)
+            for name, meta in metas.items()
+            if name in former and former[name].etag == meta.etag
+        }
+        missing = [name for name in metas if name not in kept]
+        read = await self.only(missing, revision)
+        return {name: policy for name in metas if (policy := kept.get(name) or read[name])}, len(missing)
+
+    async def only(self, names: Iterable[PolicyName], revision: int) -> dict[PolicyName, MirrorPolicy | None]:
+        """These policies at ``revision``; ``None`` for one that is not live there."""
+        found: dict[PolicyName, MirrorPolicy | None] = {}
+        batches = list(_batched(list(names), POLICIES_PER_READ))
+        for window in _batched(batches, READS_AT_ONCE):
+            for part in await asyncio.gather(*(self._batch(batch, revision) for batch in window)):
+                found.update(part)
+        return found
+
+    async def _metas(self, revision: int) -> dict[PolicyName, Meta]:
+        listed = self._scope.listed()
+        if listed is None:
+            ranges = [Range(self._keyspace.metas, prefix=True)]
+        else:
+            ranges = [Range(self._keyspace.meta(name)) for name in listed]
+        read = await self._store.read(*ranges, revision=revision)
+        metas = {}
+        for kv in (kv for part in read.ranges for kv in part):
+            name = _name(kv.key.removeprefix(self._keyspace.metas))
+            if name is not None and self._scope.contains(name):
+                metas[name] = _meta(kv)
+        return metas
+
+    async def _batch(self, names: Sequence[PolicyName], revision: int) -> dict[PolicyName, MirrorPolicy | None]:
+        keys = self._keyspace
+        ranges = [Range(key) for name in names for key in (keys.meta(name), keys.rego(name), keys.data(name))]
+        read = await self._store.read(*ranges, revision=revision)
+        stored = {name: _stored(read.ranges[3 * i : 3 * i + 3]) for i, name in enumerate(names)}
+        edited = await asyncio.to_thread(_mismatches, stored)
+        originals = {name: await self._original(name, stored[name]) for name in edited}
+        return {name: originals.get(name) or _policy(item) for name, item in stored.items()}
+
+    async def _original(self, name: PolicyName, edited: _Stored | None) -> MirrorPolicy:
+        """What regops itself wrote where somebody else's bytes lie now: the keys at their meta's mod_revision."""
+        if edited is None:
+            raise UnreadableError(f"{name} vanished while it was read")
+        ranges = [Range(self._keyspace.rego(name)), Range(self._keyspace.data(name))]
+        try:
+            rego, data = (await self._store.read(*ranges, revision=edited.written_at)).ranges
+        except CompactedError as error:
+            raise UnreadableError(f"{name} was edited by hand and its original is compacted") from error
+        original = _Stored(edited.meta, edited.written_at, _content(rego, data))
+        policy = _policy(original)
+        if policy is None or not await asyncio.to_thread(original.matches):
+            raise UnreadableError(f"{name} does not match its own record")
+        return policy
+
+
+def _stored(ranges: Sequence[Sequence[KeyValue]]) -> _Stored | None:
+    meta, rego, data = ranges
+    return _Stored(_meta(meta[0]), meta[0].mod_revision, _content(rego, data)) if meta else None
+
+
+def _content(rego: Sequence[KeyValue], data: Sequence[KeyValue]) -> Content | None:
+    return Content(rego[0].value, data[0].value if data else None) if rego else None
+
+
+def _policy(stored: _Stored | None) -> MirrorPolicy | None:
+    return None if stored is None or stored.content is None else MirrorPolicy(stored.content, stored.meta)
+
+
+def _mismatches(stored: Mapping[PolicyName, _Stored | None]) -> list[PolicyName]:
+    return [name for name, item in stored.items() if item is not None and not item.matches()]
+
+
+def _meta(kv: KeyValue) -> Meta:
+    try:
+        return Meta.decode(kv.value)
+    except (ValueError, TypeError) as error:
+        raise UnreadableError(f"{kv.key} is no record of a policy: {error}") from error
+
+
+def _name(text: str) -> PolicyName | None:
+    try:
+        return policy_name(text)
+    except ValueError:
+        return None
+
+
+def _batched(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
+    return (items[start : start + size] for start in range(0, len(items), size))

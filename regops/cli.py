@@ -1,0 +1,33 @@
+"""The command ``regops``: registers the commands, nothing else."""
+
+from __future__ import annotations
+
+import click
+
+from regops import __version__
+from regops.commands.check import check
+from regops.commands.operate import resume, suspend, sync
+from regops.commands.plan import plan
+from regops.commands.rego_test import rego_test
+from regops.commands.run import agent, server
+from regops.commands.status import fleet, status
+from regops.commands.version import version
+from regops.dev import dev
+
+
+@click.group(
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+    epilog="""\b
+Start here:
+  regops dev      the whole system on this machine
+  regops check    would these policies go live?
+  regops status   what is live, what is held, who enforces it
+""",
+)
+@click.version_option(__version__, prog_name="regops")
+def main() -> None:
+    """GitOps for Open Policy Agent: a merged commit becomes the policy that every OPA enforces."""
+
+
+for command in (agent, check, dev, fleet, plan, resume, server, status, suspend, sync, rego_test, version):
+    main.add_command(command)

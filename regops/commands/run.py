@@ -1,0 +1,97 @@
+"""``regops server`` and ``regops agent``: the two processes that run for long."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Any
+
+import click
+
+from reconciler.agent.opa_config import opa_config
+from reconciler.settings import Settings, load
+from regops import compose, logs, serving
+from regops.commands.errors import one_line
+
+log = logging.getLogger(__name__)
+
+_config = click.option(
+    "--config", type=click.Path(path_type=Path), envvar="REGOPS_CONFIG", help="Settings file (docs/settings.md)."
+)
+_level = click.option(
+    "--log-level",
+    envvar="REGOPS_LOG_LEVEL",
+    default="info",
+    show_default=True,
+    type=click.Choice(["debug", "info", "warning", "error"]),
+)
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  regops server --config regops.yaml
+  REGOPS_GIT_REMOTE=https://git.example.com/policies.git regops server
+  regops server --role api             a replica that only serves
+"""
+)
+@_config
+@_level
+@click.option(
+    "--role",
+    type=click.Choice(["all", "api", "reconciler"]),
+    default="all",
+    show_default=True,
+    help="Serve the API, compete for the lead and apply, or both.",
+)
+@one_line
+def server(config: Path | None, log_level: str, role: str) -> None:
+    """Serve the API and keep etcd equal to the policy repository.
+
+    Any number of replicas may run; the elected leader applies. Logs are JSON lines on standard error. SIGTERM ends it
+    cleanly: a leader hands over at once.
+    """
+    settings = load(config)
+    logs.set_up("regops-server", log_level)
+    compose.opa_binary(settings)
+    _until_signalled(serving.serve(settings, api=role != "reconciler", reconciler=role != "api"))
+
+
+@click.group(
+    invoke_without_command=True,
+    epilog="""\b
+Examples:
+  regops agent                              for an OPA that answers for everything
+  regops agent --project billing            a sidecar: the platform and one project
+  regops agent opa-config > opa.yaml        the configuration of that OPA
+""",
+)
+@_config
+@_level
+@click.option("--project", "projects", multiple=True, help="Only this project (and the platform); may be repeated.")
+@click.pass_context
+@one_line
+def agent(context: click.Context, config: Path | None, log_level: str, projects: tuple[str, ...]) -> None:
+    """Serve the applied policy to the OPA beside this agent, and report what that OPA enforces."""
+    settings = load(config)
+    if projects:
+        chosen = settings.agent.model_copy(update={"projects": projects})
+        settings = settings.model_copy(update={"agent": chosen})
+    context.obj = settings
+    if context.invoked_subcommand is None:
+        logs.set_up("regops-agent", log_level)
+        _until_signalled(serving.serve_agent(settings))
+
+
+@agent.command("opa-config")
+@click.pass_obj
+@one_line
+def print_opa_config(settings: Settings) -> None:
+    """Print the configuration for the OPA that this agent serves: `opa run --server --config-file FILE`."""
+    click.echo(opa_config(f"http://{settings.agent.host}:{settings.agent.port}"))
+
+
+def _until_signalled(main: Coroutine[Any, Any, None]) -> None:
+    asyncio.run(serving.until_signalled(main))

@@ -1,0 +1,164 @@
+"""Composition: settings → adapters → engine → processes. Nothing here decides anything."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import tempfile
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+from reconciler.adapters.etcd import EtcdStore
+from reconciler.adapters.git import GitSource
+from reconciler.adapters.git.worktree import commit_folder, commit_of
+from reconciler.adapters.opa import OpaCompiler
+from reconciler.core.errors import StalledError
+from reconciler.core.guards import Limits as DeletionLimits
+from reconciler.core.keyspace import Keyspace
+from reconciler.core.limits import Limits
+from reconciler.core.ports import KeyValueStore, Source
+from reconciler.reconcile import Reconciler
+from reconciler.settings import EtcdSettings, Settings
+from reconciler.validation import Judge
+from regops import toolchain
+
+log = logging.getLogger(__name__)
+
+
+def keyspace(settings: EtcdSettings) -> Keyspace:
+    """The configured prefixes."""
+    return Keyspace(settings.policies_prefix, settings.own_prefix)
+
+
+@contextlib.asynccontextmanager
+async def open_store(settings: EtcdSettings) -> AsyncIterator[EtcdStore]:
+    """The connection to etcd; connects when it is first used."""
+    password = settings.password_file.read_text(encoding="utf-8").strip() if settings.password_file else ""
+    store = EtcdStore(
+        settings.endpoints,
+        ca_file=settings.ca_file,
+        cert_file=settings.cert_file,
+        key_file=settings.key_file,
+        user=settings.user,
+        password=password,
+        read_timeout=settings.read_timeout,
+        commit_timeout=settings.commit_timeout,
+    )
+    try:
+        yield store
+    finally:
+        await store.aclose()
+
+
+@contextlib.asynccontextmanager
+async def open_source(settings: Settings) -> AsyncIterator[GitSource]:
+    """The configured branch, mirrored below `server.state`."""
+    git = settings.git
+    if not git.remote:
+        raise StalledError(
+            "no policy repository is configured",
+            reason="InvalidSettings",
+            remedy="Set git.remote (REGOPS_GIT_REMOTE) to its URL, or try `regops dev`.",
+        )
+    settings.server.state.mkdir(parents=True, exist_ok=True)
+    source = GitSource(
+        remote=git.remote,
+        mirror=settings.server.state / git.mirror,
+        branch=git.branch,
+        path=git.path,
+        fetch_timeout=git.fetch_timeout,
+    )
+    try:
+        yield source
+    finally:
+        await source.aclose()
+
+
+@contextlib.asynccontextmanager
+async def open_snapshot(
+    settings: Settings, folder: Path, *, path: str, revision: str | None
+) -> AsyncIterator[tuple[Source, str]]:
+    """A working tree, or a commit of the repository around it, as a source of its own; with its head."""
+    with tempfile.TemporaryDirectory(prefix="regops-check-") as scratch:
+        repository = Path(scratch, "snapshot.git")
+        if revision is None:
+            await asyncio.to_thread(commit_folder, folder, path, repository)
+        else:
+            await asyncio.to_thread(commit_of, folder, revision, repository)
+        source = GitSource(
+            remote=str(repository),
+            mirror=Path(scratch, "mirror.git"),
+            branch="main",
+            path=path,
+            fetch_timeout=settings.git.fetch_timeout,
+        )
+        try:
+            yield source, await source.fetch()
+        finally:
+            await source.aclose()
+
+
+@contextlib.asynccontextmanager
+async def open_plan_source(
+    settings: Settings, folder: Path | None, revision: str | None
+) -> AsyncIterator[tuple[Source, str]]:
+    """What `regops plan` compares with etcd: a folder, a commit, or the head of the configured branch."""
+    if folder is not None:
+        async with open_snapshot(settings, folder, path=settings.git.path, revision=revision) as snapshot:
+            yield snapshot
+        return
+    with tempfile.TemporaryDirectory(prefix="regops-plan-") as scratch:
+        server = settings.server.model_copy(update={"state": Path(scratch)})
+        async with open_source(settings.model_copy(update={"server": server})) as source:
+            yield source, await source.fetch()
+
+
+def opa_binary(settings: Settings) -> Path:
+    """The `opa` to validate with. Raises `StalledError` when there is none."""
+    if settings.opa.binary is not None:
+        return settings.opa.binary
+    try:
+        found = toolchain.find("opa")
+    except toolchain.ToolError as error:
+        raise StalledError(str(error), reason="OpaNotFound") from error
+    if found is None:
+        raise StalledError(
+            "no `opa` command found",
+            reason="OpaNotFound",
+            remedy="Install OPA 1.4 or newer, set REGOPS_OPA to it, or run `make setup`.",
+        )
+    return found
+
+
+@contextlib.asynccontextmanager
+async def open_judge(settings: Settings, source: Source) -> AsyncIterator[Judge]:
+    """The private OPA, started, and the judge that asks it."""
+    policy = settings.policy
+    limits = Limits(
+        rego_bytes=policy.max_rego_bytes,
+        data_bytes=policy.max_data_bytes,
+        namespace=policy.namespace,
+        rego_v0=policy.rego_v0,
+        refused_builtins=frozenset(policy.refused_builtins),
+    )
+    async with OpaCompiler(opa_binary(settings), limits=limits, check_timeout=policy.compile_timeout) as compiler:
+        yield Judge(
+            source,
+            compiler,
+            on_platform_break=policy.on_platform_break,
+            max_rego_bytes=policy.max_rego_bytes,
+            max_data_bytes=policy.max_data_bytes,
+        )
+
+
+def make_reconciler(settings: Settings, source: Source, store: KeyValueStore, judge: Judge) -> Reconciler:
+    """The pass, with the configured guards."""
+    guard = settings.guard
+    return Reconciler(
+        source,
+        store,
+        judge,
+        keyspace=keyspace(settings.etcd),
+        limits=DeletionLimits(ratio=guard.ratio, floor=guard.floor, cap=guard.cap),
+    )

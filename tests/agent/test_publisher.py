@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+
+from agent.leader import AT, keyspace_of
+from fixtures.etcd import EtcdServer, eventually
+from prometheus_client import CollectorRegistry
+
+from reconciler.adapters.etcd import EtcdStore
+from reconciler.agent.latest import Pulse
+from reconciler.agent.publisher import Publisher
+from reconciler.core.keyspace import Keyspace
+from reconciler.core.ports import Delete, KeyValue, KeyValueStore, Range, Transaction
+from reconciler.core.records import Receipt
+from reconciler.metrics import AgentMetrics
+
+
+class Desk:
+    """A publisher at work, the receipt that it is asked for, and what etcd has."""
+
+    def __init__(self, store: KeyValueStore, keyspace: Keyspace) -> None:
+        self.store = store
+        self.keys = keyspace
+        self.receipt = Receipt("one", "east", "all", "none", AT)
+        self.changed = Pulse()
+        metrics = AgentMetrics(CollectorRegistry())
+        publisher = Publisher(store, keyspace, lambda: self.receipt, self.changed, metrics, renew_every=0.05)
+        self.tasks = [asyncio.create_task(publisher.run_receipts()), asyncio.create_task(publisher.run_alive())]
+
+    def say(self, revision: str | None) -> None:
+        self.receipt = replace(self.receipt, enforced_revision=revision)
+        self.changed.beat()
+
+    async def get(self, key: str) -> KeyValue | None:
+        (found,) = (await self.store.read(Range(key))).ranges
+        return found[0] if found else None
+
+    async def written(self) -> KeyValue | None:
+        return await self.get(self.keys.receipt("east", "one"))
+
+    async def alive(self) -> KeyValue | None:
+        return await self.get(self.keys.alive("east", "one"))
+
+    async def shows(self, revision: str | None) -> bool:
+        found = await self.written()
+        return found is not None and Receipt.decode(found.value).enforced_revision == revision
+
+    async def stop(self) -> None:
+        for task in self.tasks:
+            task.cancel()
+        await asyncio.gather(*self.tasks, return_exceptions=True)
+
+
+async def test_each_change_is_written_and_a_burst_becomes_few_writes(store: EtcdStore, prefix: str) -> None:
+    desk = Desk(store, keyspace_of(prefix))
+    await eventually(lambda: desk.shows("none"))
+    before = await store.read()
+    for number in range(200):
+        desk.say(f"{number:040}")
+        await asyncio.sleep(0)
+    await eventually(lambda: desk.shows(f"{199:040}"))
+    assert (await store.read()).revision - before.revision <= 4
+    await desk.stop()
+
+
+async def test_a_lost_lease_is_granted_anew_and_the_receipt_written_again(store: EtcdStore, prefix: str) -> None:
+    desk = Desk(store, keyspace_of(prefix))
+    await eventually(desk.alive)
+    await eventually(desk.written)
+    alive = await desk.alive()
+    assert alive is not None
+    await store.commit(Transaction((), (Delete(desk.keys.receipt("east", "one")),)))
+    await store.revoke(alive.lease)
+    await eventually(desk.alive)
+    await eventually(desk.written)
+    await desk.stop()
+    assert await desk.alive() is None
+    assert await desk.written() is not None
+
+
+async def test_what_happened_while_etcd_was_away_is_written_when_it_is_back(etcd: EtcdServer) -> None:
+    store = EtcdStore([etcd.endpoint])
+    desk = Desk(store, Keyspace())
+    await eventually(lambda: desk.shows("none"))
+    etcd.stop()
+    desk.say(None)
+    await asyncio.sleep(0.2)
+    desk.say("1" * 40)
+    etcd.start()
+    await eventually(lambda: desk.shows("1" * 40))
+    await eventually(desk.alive)
+    await desk.stop()
+    await store.aclose()
