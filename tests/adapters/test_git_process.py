@@ -136,6 +136,22 @@ async def test_after_a_fetch_that_hung_the_next_one_works(
     assert await followed.fetch() == remote.head
 
 
+async def test_a_long_clone_says_how_it_gets_on_and_a_short_one_nothing(
+    remote: Remote, source: Callable[..., GitSource], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "reconciler.adapters.git")
+    await source(remote.url, 60.0).fetch()
+    assert [record.message for record in caplog.records] == ["git mirror is cloned"]
+    caplog.clear()
+    monkeypatch.setattr("reconciler.adapters.git.transport._PROGRESS_EVERY", 0.0)
+    remote.commit({"policies/projects/alpha/data.json": b"{}"})
+    await source(remote.url, 60.0).fetch()
+    progress = [record for record in caplog.records if record.message == "git fetch goes on"]
+    assert progress
+    assert progress[-1].__dict__["percent"] == 100
+    assert progress[-1].__dict__["remote"] == remote.url
+
+
 async def test_a_fetch_that_waits_for_another_is_cancelled_alone(source: Callable[..., GitSource]) -> None:
     async with _silent() as (url, came):
         hanging = source(url, 1.0)
@@ -162,10 +178,10 @@ async def test_the_event_loop_goes_on_while_a_command_runs(source: Callable[...,
 
 
 async def test_a_first_clone_that_hangs_is_given_up_long_before_its_own_deadline(tmp_path: Path) -> None:
-    """A new server with a silent remote once said for ten minutes that it was cloning."""
+    """Otherwise a new server would call a silent remote a slow one, for ten minutes."""
     async with _silent() as (url, _came):
         source = GitSource(remote=url, mirror=tmp_path / "mirror.git", fetch_timeout=0.3, clone_timeout=600.0)
-        with pytest.raises(TransientError, match="silent for 0.3 s"):
+        with pytest.raises(TransientError, match=r"silent for 0\.3 s"):
             await source.fetch()
         await source.aclose()
 
@@ -181,10 +197,10 @@ def _process(tmp_path: Path, script: str, timeout: float = 10.0, silence: float 
 
 
 def test_a_command_that_shows_progress_outlives_its_silence_and_not_its_deadline(tmp_path: Path) -> None:
-    slow = "for n in 1 2 3 4 5 6; do sleep 0.1; echo $n >&2; done"
-    assert _process(tmp_path, slow, silence=0.4).run().status == 0
+    slow = "for n in 1 2 3 4 5 6 7 8 9 10; do sleep 0.1; echo $n >&2; done"
+    assert _process(tmp_path, slow, silence=0.8).run().status == 0
     with pytest.raises(TimeoutError):
-        _process(tmp_path, slow, timeout=0.4, silence=0.4).run()
+        _process(tmp_path, slow, timeout=0.4, silence=0.8).run()
 
 
 def test_what_a_command_leaves_in_the_background_dies_with_it(tmp_path: Path) -> None:

@@ -33,9 +33,8 @@ def test_a_push_becomes_the_decision_of_every_opa(dev: Dev) -> None:
     dev.push({file("alpha"): ALLOW.format("alpha", "ann")})
     until(lambda: dev.ask("projects/alpha/authz/allow", {"user": "ann"}) is True)
     commit = dev.push({file("alpha"): ALLOW.format("alpha", "bob")})
-    for opa in (0, 1):
-        until(lambda opa=opa: dev.ask("projects/alpha/authz/allow", {"user": "bob"}, opa) is True)
-        assert dev.ask("projects/alpha/authz/allow", {"user": "ann"}, opa) is False
+    until(lambda: all(dev.ask("projects/alpha/authz/allow", {"user": "bob"}, opa) is True for opa in (0, 1)))
+    assert [dev.ask("projects/alpha/authz/allow", {"user": "ann"}, opa) for opa in (0, 1)] == [False, False]
     until(lambda: dev.get("/status")["health"]["status"] == "Healthy")
     status = dev.get("/status")
     assert status["sync"]["status"] == "Synced"

@@ -29,8 +29,8 @@ class GitSource:
 
     ``mirror`` is a folder that this object owns, alone; its parent must be writable, since a damaged mirror is
     replaced by a fresh clone beside it, and only once that clone is whole. Timeouts are seconds: ``fetch_timeout`` for
-    one fetch; the first one, which brings the whole history, may take ``clone_timeout`` while it shows progress at least
-    every ``fetch_timeout``. Close it with `aclose`.
+    one fetch; the first one, which brings the whole history, may take ``clone_timeout`` as long as it shows progress
+    within every ``fetch_timeout``. Close it with `aclose`.
     """
 
     def __init__(

@@ -1,0 +1,28 @@
+"""Policies of a given size to measure with: 100 lines each, small data."""
+
+from __future__ import annotations
+
+
+def rego(project: str, mark: int, rules: int = 14) -> str:
+    """About 100 lines; ``mark`` is the decision's value, so that an answer tells which version decided."""
+    head = f'package projects["{project}"].authz\n\nmark := {mark}\n\ndefault allow := false\n\n'
+    regions = f'data.projects["{project}"].regions'
+    body = "".join(
+        f'# rule {number}\nallow if {{\n\tinput.role == "role{number}"\n\tsome region in {regions}\n'
+        f'\tinput.region == region\n\tstartswith(input.path, "/{number}")\n}}\n\n'
+        for number in range(rules)
+    )
+    return head + body
+
+
+DATA = '{"regions": ["eu", "us"], "limits": {"small": 10, "large": 1000}}\n'
+PLATFORM = 'package platform.authz\n\ndefault allow := false\n\nallow if "platform_admin" in input.claims.roles\n'
+
+
+def tree(count: int) -> dict[str, str]:
+    """Files of a repository with ``count`` projects and a platform."""
+    files = {"policies/platform/rego.rego": PLATFORM}
+    for number in range(count):
+        files[f"policies/projects/p{number}/rego.rego"] = rego(f"p{number}", 0)
+        files[f"policies/projects/p{number}/data.json"] = DATA
+    return files
