@@ -17,7 +17,7 @@ from reconciler.core.errors import CompactedError, ConflictError, RegopsError
 from reconciler.core.guards import Limits, Ruling, judge_deletions
 from reconciler.core.keyspace import Keyspace
 from reconciler.core.live import LivePolicy, LiveState, decode_live, live_digest, live_ranges
-from reconciler.core.model import DATA_FILE, REGO_FILE, CommitInfo, Content, FileError, PolicyName, Tree
+from reconciler.core.model import DATA_FILE, PLATFORM, REGO_FILE, CommitInfo, Content, FileError, PolicyName, Tree
 from reconciler.core.plan import Cause, Change, Operation, Plan, make_plan
 from reconciler.core.ports import Compare, Delete, Fence, KeyValueStore, Range, Source, Target, Transaction
 from reconciler.core.records import CHANGED_LIMIT, Applied, Confirmed, Held, Meta
@@ -179,7 +179,7 @@ class Reconciler:
     async def _rule(self, tree: Tree, live: LiveState) -> Ruling:
         written = live.written()
         return judge_deletions(
-            [name for name in written if name not in tree.policies and name not in tree.invalid],
+            [name for name in written if _gone(name, tree)],
             live=len(written),
             source_empty=not tree.found or not (tree.policies or tree.invalid),
             confirmed=await self._confirmed(tree.commit, live.confirmed),
@@ -317,6 +317,12 @@ class Reconciler:
 
     def _now(self) -> str:
         return self._clock().astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _gone(name: PolicyName, tree: Tree) -> bool:
+    """Whether the commit really has this policy no more: of a ``projects`` that is no folder nothing is known."""
+    unknown = name != PLATFORM and "projects" in tree.invalid
+    return name not in tree.policies and name not in tree.invalid and not unknown
 
 
 def _foreign(tree: Tree, live: LiveState) -> tuple[str, ...]:

@@ -46,6 +46,8 @@ class Watcher:
         self._ranges = ranges
         self._next = from_revision
         self._failures = 0
+        # etcd answers no progress request for a watch that begins in the future, so it begins one revision early.
+        self._early = 1
 
     async def batches(self) -> AsyncGenerator[WatchBatch, None]:
         """Batches without end; see `KeyValueStore.watch` for the errors."""
@@ -88,7 +90,7 @@ class Watcher:
                 if response is grpc.aio.EOF:
                     raise _Lost
                 self._refused(response)
-                events.extend(map(_event, response.events))
+                events.extend(event for event in map(_event, response.events) if event.kv.mod_revision >= self._next)
                 if response.fragment or (response.created and not events):
                     continue
                 yield WatchBatch(events[-1].kv.mod_revision if events else response.header.revision, tuple(events))
@@ -103,6 +105,9 @@ class Watcher:
                     await reading
 
     def _refused(self, response: Any) -> None:
+        if response.canceled and response.compact_revision == self._next and self._early:
+            self._early = 0
+            raise _Lost
         if response.canceled and response.compact_revision:
             raise CompactedError(f"revision {self._next} is compacted", compact_revision=int(response.compact_revision))
         if response.canceled:
@@ -113,7 +118,9 @@ class Watcher:
     def _create(self) -> Any:
         keys = [each.key.encode() for each in self._ranges]
         ends = [prefix_end(each.key).encode() if each.prefix else each.key.encode() + b"\0" for each in self._ranges]
-        create = pb.WatchCreateRequest(key=min(keys), range_end=max(ends), start_revision=self._next, fragment=True)
+        create = pb.WatchCreateRequest(
+            key=min(keys), range_end=max(ends), start_revision=max(1, self._next - self._early), fragment=True
+        )
         return pb.WatchRequest(create_request=create)
 
     def _wanted(self, batch: WatchBatch) -> WatchBatch:
