@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -226,9 +227,7 @@ async def test_a_file_in_the_place_of_the_projects_folder_deletes_nothing(world:
     await world.run({"projects/a/rego.rego": None})
     world.reconciler.invalidate()
     await world.run({"projects/b/rego.rego": Rego("b").says("1")})
-    (world.folder / "repo/policies/projects/b/rego.rego").unlink()
-    (world.folder / "repo/policies/projects/b").rmdir()
-    (world.folder / "repo/policies/projects").rmdir()
+    shutil.rmtree(world.folder / "repo/policies/projects")
     result = await world.run({"projects": "a file"})
     assert not result.plan.changes
     assert "projects/b/rego.rego" in await world.live()
