@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ from reconciler.adapters.etcd._pb import etcd_pb2 as pb
 from reconciler.adapters.etcd._pb import etcd_pb2_grpc as rpc
 from reconciler.adapters.etcd.channels import Channels
 from reconciler.adapters.etcd.watch import Watcher
-from reconciler.core.errors import CompactedError, DivergedError, RegopsError, StalledError
+from reconciler.core.errors import CompactedError, DivergedError, RegopsError, StalledError, StoreError
 from reconciler.core.keyspace import prefix_end
 from reconciler.core.ports import (
     Compare,
@@ -33,6 +34,7 @@ from reconciler.core.ports import (
 _OLDEST = (3, 5)
 _REQUEST_BYTES = 2_097_152
 _PROBE_BYTES = 1_900_000
+_CONNECT_SECONDS = 1.5
 Metadata = tuple[tuple[str, str], ...]
 
 
@@ -82,15 +84,8 @@ class EtcdStore:
         request = pb.TxnRequest(
             compare=list(map(_compare, transaction.compares)), success=list(map(_operation, transaction.operations))
         )
-        metadata = await self._metadata()
-        before, endpoint = self._seen, self._channels.endpoint
-        try:
-            response = await rpc.KVStub(self._channels.current()).Txn(
-                request, timeout=self._commit_timeout, metadata=metadata
-            )
-        except grpc.aio.AioRpcError as error:
-            self._moved(error, endpoint)
-            raise failures.of_write(error, endpoint) from error
+        before = self._seen
+        response = await self._send(request)
         if response.succeeded:
             self._note(response.header)
         else:
@@ -164,13 +159,32 @@ class EtcdStore:
             return (f"etcd refuses policies near the size limit: start it with --max-request-bytes {_REQUEST_BYTES}",)
         return ()
 
+    async def _send(self, request: Any) -> Any:
+        """Send a write once. A connection that is not up is waited for first: until then nothing was sent."""
+        channel, endpoint = self._channels.current(), self._channels.endpoint
+        if channel.get_state(try_to_connect=True) is not grpc.ChannelConnectivity.READY:
+            try:
+                await asyncio.wait_for(channel.channel_ready(), min(_CONNECT_SECONDS, self._commit_timeout))
+            except TimeoutError as error:
+                self._channels.rotate(endpoint)
+                raise StoreError(f"etcd at {endpoint} cannot be reached", reason="StoreUnavailable") from error
+        metadata = await self._metadata()
+        try:
+            return await rpc.KVStub(channel).Txn(request, timeout=self._commit_timeout, metadata=metadata)
+        except grpc.aio.AioRpcError as error:
+            self._moved(error, endpoint)
+            raise failures.of_write(error, endpoint) from error
+
     async def _ask(self, method: Callable[[grpc.aio.Channel], Any], request: Any) -> Any:
         """A call that may be repeated: once more, on the next endpoint, when the first did not answer."""
         for attempt in (1, 2):
             endpoint = self._channels.endpoint
             try:
                 metadata = await self._metadata()
-                return await method(self._channels.current())(request, timeout=self._read_timeout, metadata=metadata)
+                # A channel that failed a moment ago refuses at once; the second attempt waits for it to connect.
+                return await method(self._channels.current())(
+                    request, timeout=self._read_timeout, metadata=metadata, wait_for_ready=attempt > 1
+                )
             except grpc.aio.AioRpcError as error:
                 self._moved(error, endpoint)
                 if "compacted" in (error.details() or ""):
