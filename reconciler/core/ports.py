@@ -72,6 +72,85 @@ class Source(Protocol):
         ...
 
 
+# --- Git, writing ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """An author of a commit."""
+
+    name: str
+    email: str
+
+
+@dataclass(frozen=True, slots=True)
+class Edit:
+    """One commit to make: one policy's files replaced, or its folder removed (``content`` is ``None``).
+
+    Files of the folder that are not published (tests, a README) stay as they are when it is replaced. ``trailers``
+    are written at the end of the message as ``Name: value`` lines, in this order; their values have no line breaks.
+    """
+
+    policy: PolicyName
+    content: Content | None
+    author: Identity
+    subject: str
+    trailers: tuple[tuple[str, str], ...] = ()
+
+
+class PushResult(StrEnum):
+    """What became of a push; only `UNKNOWN` leaves a doubt."""
+
+    ACCEPTED = "accepted"
+    """The branch is at the tip."""
+    MOVED = "moved"
+    """Nothing was pushed: the branch was not at the base any more."""
+    DECLINED = "declined"
+    """Nothing was pushed: the remote's rules or hooks refused it; ``message`` has its words."""
+    UNKNOWN = "unknown"
+    """It was sent and the answer did not come in time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Push:
+    """The outcome of a push, and what the remote said (cleaned of control characters and credentials)."""
+
+    result: PushResult
+    message: str = ""
+
+
+class Branch(Protocol):
+    """The write side of the branch that a `Source` reads, on the same mirror: commits made here can be read there
+    before anybody else has them."""
+
+    async def head(self) -> str | None:
+        """The branch's head as far as this mirror knows it, without asking the remote: the last one that was fetched
+        or accepted in a push. ``None`` when nothing was ever fetched."""
+        ...
+
+    async def commit(self, parent: str, edit: Edit) -> str:
+        """Make a commit on ``parent``, in the mirror only, and return its id. No reference moves.
+
+        The committer is regops. Raises `StalledError` (``NothingToCommit``) when the tree would not change.
+        """
+        ...
+
+    async def push(self, base: str, tip: str) -> Push:
+        """Move the remote branch from exactly ``base`` to ``tip``, a descendant of it, or do nothing.
+
+        Never repeated here. Pushing the same pair again is safe: it is `ACCEPTED` when ``tip`` is there already.
+        Raises `TransientError` when it surely was not sent (reasons ``PushFailed``, ``DiskFull``) and `StalledError`
+        (``AuthenticationFailed``, ``RepositoryNotFound``, ``PushNotPermitted``) when trying again cannot help.
+        """
+        ...
+
+    async def trailers(self, head: str, name: str, *, since: float) -> Mapping[str, str]:
+        """The values of one trailer → the newest commit that carries it, along the first-parent history of ``head``,
+        as far back as commits younger than ``since`` (seconds since the epoch). Only commits whose committer is regops
+        count: what others write into a message proves nothing."""
+        ...
+
+
 # --- OPA as the compiler ---------------------------------------------------------------------------------------------
 
 
