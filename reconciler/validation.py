@@ -7,9 +7,10 @@ history. A platform that would break live projects is held (or, by setting, thos
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections import OrderedDict
-from collections.abc import Collection, Iterable, Mapping
+from collections import Counter, OrderedDict
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final, Literal
 
@@ -20,6 +21,7 @@ from reconciler.core.model import (
     PLATFORM,
     REGO_FILE,
     BlobIds,
+    Content,
     FileError,
     PolicyName,
     Tree,
@@ -102,6 +104,8 @@ class Judge:
         self._limits = {REGO_FILE: max_rego_bytes, DATA_FILE: max_data_bytes}
         self._verdicts: OrderedDict[_Key, Verdict] = OrderedDict()
         self._mentions: dict[str, bool] = {}
+        self._beside: Counter[BlobIds] = Counter()
+        self._texts: dict[BlobIds, Content] = {}
 
     async def resolve(self, tree: Tree, live: LiveState, gone: Collection[PolicyName] = ()) -> Resolution:
         """Decide what should be live of ``tree``; ``gone`` are live policies whose deletion the guard allowed.
@@ -119,6 +123,40 @@ class Judge:
             withdrawn=tuple(draft.withdrawn),
             warnings=tuple(draft.warnings),
         )
+
+    # --- edits that are in no commit yet -----------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def beside(self, contents: Iterable[Content]) -> Iterator[None]:
+        """While open, these texts can be judged by their blob ids although Git does not have them."""
+        texts = {content.blob_ids(): content for content in contents}
+        self._texts |= texts
+        self._beside.update(texts)
+        try:
+            yield
+        finally:
+            self._beside.subtract(texts)
+            for blobs in texts:
+                if not self._beside[blobs]:
+                    del self._beside[blobs], self._texts[blobs]
+
+    async def verdicts(
+        self, versions: Mapping[PolicyName, BlobIds], platform: BlobIds | None
+    ) -> dict[PolicyName, Verdict]:
+        """A verdict for each version with that platform."""
+        return await self._judge(versions, platform)
+
+    async def verdict_of_platform(self, tree: Tree, platform: BlobIds) -> Verdict:
+        """The platform's own verdict, and the projects of ``tree`` that work now and would break with it."""
+        verdict = (await self._judge({PLATFORM: platform}, None))[PLATFORM]
+        if not verdict.valid or self._withdraw:
+            return verdict
+        projects = {n: blobs for n, blobs in tree.policies.items() if n != PLATFORM and await self._mentioned(blobs)}
+        after = await self._judge(projects, platform)
+        failing = {name: projects[name] for name, found in after.items() if not found.valid}
+        before = await self._judge(failing, tree.policies.get(PLATFORM))
+        broken = {name: after[name].errors for name, found in before.items() if found.valid}
+        return replace(verdict, errors=_naming(broken))
 
     # --- the platform ------------------------------------------------------------------------------------------------
 
@@ -259,7 +297,7 @@ class Judge:
         asked = [name for name, verdict in found.items() if verdict is None]
         beside = None
         if asked and platform is not None:
-            beside = Candidate(PLATFORM, await self._source.read(platform))
+            beside = Candidate(PLATFORM, await self._read(platform))
         for start in range(0, len(asked), CHUNK):
             chunk = {name: versions[name] for name in asked[start : start + CHUNK]}
             for name, verdict in (await self._compile(chunk, beside)).items():
@@ -279,18 +317,22 @@ class Judge:
             if errors:
                 verdicts[name] = Verdict(errors)
             else:
-                candidates.append(Candidate(name, await self._source.read(blobs)))
+                candidates.append(Candidate(name, await self._read(blobs)))
         if candidates:
             verdicts.update(await self._compiler.validate(candidates, platform))
         return verdicts
 
     async def _oversized(self, policy: PolicyName, blobs: BlobIds) -> tuple[FileError, ...]:
-        sizes = await self._source.sizes(blobs)
+        text = self._texts.get(blobs)
+        sizes = (len(text.rego), len(text.data or b"")) if text else await self._source.sizes(blobs)
         return tuple(
             FileError(f"{policy}/{file}", f"is {size} bytes; the limit is {self._limits[file]}: make it smaller")
             for file, size in zip((REGO_FILE, DATA_FILE), sizes, strict=True)
             if size > self._limits[file]
         )
+
+    async def _read(self, blobs: BlobIds) -> Content:
+        return self._texts.get(blobs) or await self._source.read(blobs)
 
     def _remembered(self, key: _Key) -> Verdict | None:
         verdict = self._verdicts.get(key)

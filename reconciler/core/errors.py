@@ -67,3 +67,8 @@ class CompactedError(TransientError):
 
 class DivergedError(TransientError):
     """The store went back: another cluster answers, or an older state of it was restored. Read everything again."""
+
+
+class RefusalError(Exception):
+    """A request that cannot be granted as things stand: no fault of regops and nothing to repeat. It is not a
+    `RegopsError`, since no loop ever decides about it; it goes back to whoever asked."""

@@ -55,6 +55,10 @@ class Source(Protocol):
         """Author, time and subject."""
         ...
 
+    async def parent(self, commit: str) -> str | None:
+        """The first parent, ``None`` for the first commit of the history."""
+        ...
+
     async def last_change(self, commit: str, policy: PolicyName) -> CommitInfo:
         """The newest commit in the first-parent history of ``commit`` that changed the policy."""
         ...

@@ -124,6 +124,10 @@ class InMemorySource:
         await self._called("info")
         return self._get(commit).info
 
+    async def parent(self, commit: str) -> str | None:
+        await self._called("parent")
+        return next(iter(self._get(commit).parents), None)
+
     async def last_change(self, commit: str, policy: PolicyName) -> CommitInfo:
         await self._called("last_change")
         for step, before in self._line(commit):

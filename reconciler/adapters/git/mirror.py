@@ -91,6 +91,12 @@ class GitSource:
         """See `Source.info`."""
         return await self._objects.run(lambda repository: history.info_of(commit_of(repository, commit)))
 
+    async def parent(self, commit: str) -> str | None:
+        """See `Source.parent`."""
+        return await self._objects.run(
+            lambda repository: next(map(str, commit_of(repository, commit).parent_ids), None)
+        )
+
     async def last_change(self, commit: str, policy: PolicyName) -> CommitInfo:
         """See `Source.last_change`; `StalledError` (``PolicyNotFound``) for a policy that never was."""
         async with self._walking:
