@@ -48,6 +48,14 @@ class Leading(Protocol):
         ...
 
 
+class AtHand(Protocol):
+    """The write side of the branch, as far as the loop knows it."""
+
+    async def head(self) -> str | None:
+        """The branch's head without asking the remote."""
+        ...
+
+
 class StatusKeeper:
     """Keeps the leader's status in etcd: written when it changed, read once when leadership begins."""
 
@@ -103,9 +111,11 @@ class Loop:
         git: GitSettings,
         settings: LoopSettings,
         metrics: LoopMetrics,
+        branch: AtHand | None = None,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._reconciler = reconciler
+        self._branch = branch
         self._mailbox = mailbox
         self._status = status
         self._git = git
@@ -148,7 +158,7 @@ class Loop:
             self._compared = monotonic()
         started = monotonic()
         try:
-            result = await self._pass(leadership)
+            result = await self._pass(leadership, trigger)
         except RegopsError as error:
             self._failed(error, trigger)
             await self._publish(leadership, self._failure_record(error))
@@ -163,10 +173,11 @@ class Loop:
             self._succeeded(result, trigger, monotonic() - started)
             await self._publish(leadership, self._record(result, trigger))
 
-    async def _pass(self, leadership: Leading) -> PassResult:
+    async def _pass(self, leadership: Leading, trigger: Trigger) -> PassResult:
         for attempt in range(self._settings.conflict_retries + 1):
+            head = await self._branch.head() if self._branch and not trigger.fetch else None
             try:
-                return await self._reconciler.run(leadership.fence, renew=self._renew)
+                return await self._reconciler.run(leadership.fence, renew=self._renew, at_hand=head)
             except ConflictError:
                 self._metrics.passes.labels("conflict").inc()
                 if attempt == self._settings.conflict_retries or not leadership.valid():

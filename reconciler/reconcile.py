@@ -103,13 +103,14 @@ class Reconciler:
         async with self._writing:
             return revision in self._written
 
-    async def run(self, fence: Fence, *, renew: bool = False) -> PassResult:
+    async def run(self, fence: Fence, *, renew: bool = False, at_hand: str | None = None) -> PassResult:
         """Make etcd equal to the head of the branch, as far as the guards and holds allow.
 
-        ``renew`` writes ``applied`` anew (a new leader's first pass). Raises `ConflictError` when somebody wrote
-        first, `UnknownOutcomeError` when a write's answer did not come, and what the adapters raise.
+        ``renew`` writes ``applied`` anew (a new leader's first pass). ``at_hand`` is the head where it is known
+        already, since this replica has just pushed it: nothing is fetched then. Raises `ConflictError` when somebody
+        wrote first, `UnknownOutcomeError` when a write's answer did not come, and what the adapters raise.
         """
-        commit = await self._fetch()
+        commit = at_hand or await self._fetch()
         if not renew and self._settled and self._settled[0] == self._epoch and self._settled[1].commit == commit:
             return replace(self._settled[1], wrote=False, stages={})
         stages = {"fetched_at": self._now()}

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
@@ -35,14 +35,18 @@ class Kind(StrEnum):
     PUSH = "push"
     DRIFT = "drift"
     REQUEST = "request"
+    API = "api"
+    """A push of this very replica was accepted: the head is at hand."""
 
 
 @dataclass(frozen=True, slots=True)
 class Trigger:
-    """One look: its (first) kind, and when the first of the joined triggers was seen."""
+    """One look: its (first) kind, and when the first of the joined triggers was seen. Unless ``fetch``, all of them
+    were of the kind whose head is at hand."""
 
     kind: Kind
     seen_at: datetime
+    fetch: bool = True
 
 
 class Mailbox:
@@ -55,9 +59,12 @@ class Mailbox:
 
     def put(self, kind: Kind) -> None:
         """Ask for a look. Never blocks; to be called in the event loop's thread."""
+        fetch = kind is not Kind.API
         if self._slot is None:
-            self._slot = Trigger(kind, self._clock())
+            self._slot = Trigger(kind, self._clock(), fetch)
             self._filled.set()
+        elif fetch:
+            self._slot = replace(self._slot, fetch=True)
 
     async def take(self, timeout: float) -> Trigger:  # noqa: ASYNC109 the time-out is an answer: a poll
         """The waiting trigger, or a poll after ``timeout`` seconds without one."""
@@ -114,7 +121,7 @@ class DriftWatch:
 
     async def _follow(self) -> None:
         keys = self._keyspace
-        words = (Range(keys.requested), Range(keys.confirmed), Range(keys.suspended))
+        words = (Range(keys.requested), Range(keys.confirmed), Range(keys.suspended), Range(keys.pushed))
         now = (await self._store.read(Range(keys.applied))).revision
         async with self._store.watch(Range(keys.policies, prefix=True), *words, from_revision=now + 1) as batches:
             await self._each(batches)

@@ -48,6 +48,11 @@ class Keyspace:
         return f"{self.own}requested"
 
     @property
+    def pushed(self) -> str:
+        """The last commit that a replica pushed without leading: a word to the leader to look."""
+        return f"{self.own}pushed"
+
+    @property
     def confirmed(self) -> str:
         """The last confirmation of blocked deletions."""
         return f"{self.own}confirmed"
@@ -84,6 +89,10 @@ class Keyspace:
     def held(self, policy: str) -> str:
         """The `Held` record of a policy, or of a raw path where the name is impossible."""
         return f"{self.helds}{policy}"
+
+    def idempotency(self, caller: str, key: str = "") -> str:
+        """The claim or the answer of one idempotency key of one caller (both hashed); the caller's prefix without."""
+        return f"{self.own}idempotency/{caller}/{key}"
 
     @property
     def receipts(self) -> str:

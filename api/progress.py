@@ -1,0 +1,114 @@
+"""How far a commit has got: in Git, live in etcd, enforced by every OPA."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from enum import StrEnum
+from time import monotonic
+from typing import Final
+
+from api.fleet import Fleet
+from reconciler.agent.mirror import Mirror
+from reconciler.core.errors import RegopsError
+from reconciler.core.keyspace import Keyspace
+from reconciler.core.model import PolicyName
+from reconciler.core.ports import KeyValueStore, Range, Source
+
+_FETCH_EVERY: Final = 1.0
+
+
+class Sync(StrEnum):
+    """The values of ``Policy-Sync``, and of ``?wait=`` but for ``none``."""
+
+    PENDING = "pending"
+    LIVE = "live"
+    ACTIVE = "active"
+
+
+class Progress:
+    """Answers, and waits for, how far a commit has got."""
+
+    def __init__(self, store: KeyValueStore, keyspace: Keyspace, mirror: Mirror, fleet: Fleet, source: Source) -> None:
+        self._store = store
+        self._keyspace = keyspace
+        self._mirror = mirror
+        self._fleet = fleet
+        self._source = source
+        self._known: set[tuple[str, str]] = set()
+        self._fetched = -_FETCH_EVERY
+        self._fetching = asyncio.Lock()
+
+    async def reach(self, policy: PolicyName, commit: str, wanted: Sync, seconds: float) -> Sync:
+        """Wait until ``wanted`` or the time is over; how far it is then. A policy that is held is waited for no
+        longer: only another commit can help it."""
+        reached = Sync.PENDING
+        try:
+            async with asyncio.timeout(seconds):
+                if wanted is Sync.PENDING or not await self._live(policy, commit):
+                    return reached
+                reached = Sync.LIVE
+                if wanted is Sync.ACTIVE:
+                    await self._until(lambda: self._enforced(policy, commit), self._fleet.changed)
+                    reached = Sync.ACTIVE
+        except (TimeoutError, RegopsError):
+            return reached
+        return reached
+
+    async def until_mirrored(self, commit: str, seconds: float) -> bool:
+        """Wait until this replica's mirror contains the commit; ``False`` when the time is over before."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self._mirrored(commit)
+        except TimeoutError:
+            return False
+        return True
+
+    async def _live(self, policy: PolicyName, commit: str) -> bool:
+        await self._mirrored(commit)
+        return not (await self._store.read(Range(self._keyspace.held(policy), keys_only=True))).ranges[0]
+
+    async def _mirrored(self, commit: str) -> None:
+        state = self._mirror.state
+        while state is None or state.commit is None or not await self._contains(state.commit, commit):
+            state = await self._mirror.wait_newer(state)
+
+    async def _enforced(self, policy: PolicyName, commit: str) -> bool:
+        """By every OPA that answers for the policy, and by one at least; a silent one is a doubt."""
+        receipts = self._fleet.answering_for(policy)
+        enforced = {receipt.enforced_revision if receipt else None for receipt in receipts.values()}
+        for revision in enforced:
+            if revision in {None, "none"} or not await self._contains(str(revision), commit):
+                return False
+        return bool(receipts)
+
+    async def _until(self, true: Callable[[], Awaitable[bool]], news: Callable[[], Awaitable[None]]) -> None:
+        while True:
+            waiting = asyncio.ensure_future(news())
+            try:
+                await asyncio.sleep(0)  # it listens from here on, so nothing is missed while looking
+                if await true():
+                    return
+                await waiting
+            finally:
+                waiting.cancel()
+
+    async def _contains(self, head: str, commit: str) -> bool:
+        """Whether ``commit`` is in the history of ``head``; fetched when the head is not in this replica's mirror."""
+        if head == commit or (head, commit) in self._known:
+            return True
+        found = await self._source.contains(head, commit)
+        if not found and not await self._source.contains(head, head):
+            await self._fetch()
+            found = await self._source.contains(head, commit)
+        if found:
+            if len(self._known) > 10_000:  # noqa: PLR2004 a bound, no more
+                self._known.clear()
+            self._known.add((head, commit))
+        return found
+
+    async def _fetch(self) -> None:
+        async with self._fetching:
+            if monotonic() - self._fetched >= _FETCH_EVERY:
+                self._fetched = monotonic()
+                await self._source.fetch()
