@@ -1,44 +1,103 @@
-"""The application: typed keys, one middleware, ONE route table."""
+"""The application: what the handlers need, one middleware, ONE route table."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from aiohttp import web
 from prometheus_client import CollectorRegistry
 
-from api import keys, policies, problems, status
+from api import admin, documents, keys, policies, status, writes
+from api.audited import Auditor
+from api.auth import Authorizer, Verifier
+from api.envelope import envelope
+from api.followed import Followed
+from api.progress import Progress
+from api.ratelimit import Gate
 from api.statusview import Observed
+from reconciler.agent.mirror import Mirror
 from reconciler.core.keyspace import Keyspace
-from reconciler.core.ports import KeyValueStore
+from reconciler.core.ports import KeyValueStore, Source
+from reconciler.core.records import Held
+from reconciler.idempotency import Ledger
 from reconciler.metrics import ApiMetrics
+from reconciler.operations import Operations
+from reconciler.writer import Writer
+
+HEADER_BYTES = 16384
+"""Longest header line, and all fields of it: a token fits."""
 
 
-def create_app(
-    *,
-    store: KeyValueStore,
-    keyspace: Keyspace,
-    mirror: keys.Mirrored,
-    source: Mapping[str, str],
-    registry: CollectorRegistry,
-) -> web.Application:
-    """The HTTP face of one replica. ``source`` is {remote, branch, path}, shown while no leader has told its own."""
-    app = web.Application(middlewares=[problems.middleware(ApiMetrics(registry))])
-    app[keys.STORE] = store
-    app[keys.KEYSPACE] = keyspace
-    app[keys.MIRROR] = mirror
-    app[keys.SOURCE] = source
-    app[keys.REGISTRY] = registry
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parts:
+    """What one replica's HTTP face stands on. ``place`` is {remote, branch, path}, shown while no leader has told."""
+
+    store: KeyValueStore
+    keyspace: Keyspace
+    mirror: Mirror
+    source: Source
+    place: Mapping[str, str]
+    registry: CollectorRegistry
+    metrics: ApiMetrics
+    held: Followed[Held]
+    verifier: Verifier
+    authorizer: Authorizer
+    auditor: Auditor
+    writer: Writer
+    ledger: Ledger
+    gate: Gate
+    progress: Progress
+    operations: Operations
+    serve_metrics: bool = True
+
+
+def create_app(parts: Parts) -> web.Application:
+    """The HTTP face of one replica."""
+    app = web.Application(middlewares=[envelope], handler_args={"max_field_size": HEADER_BYTES})
+    app[keys.STORE] = parts.store
+    app[keys.KEYSPACE] = parts.keyspace
+    app[keys.MIRROR] = parts.mirror
+    app[keys.SOURCE] = parts.source
+    app[keys.PLACE] = parts.place
+    app[keys.REGISTRY] = parts.registry
+    app[keys.METRICS] = parts.metrics
     app[keys.LAST_SEEN] = [Observed()]
-    app.add_routes(
-        [
-            web.get("/healthz", status.healthz),
-            web.get("/readyz", status.readyz),
-            web.get("/metrics", status.metrics),
-            web.get("/status", status.status),
-            web.get("/policies", policies.list_policies),
-            web.get("/policies/platform", policies.get_platform),
-            web.get("/policies/{project}", policies.get_project),
-        ]
-    )
+    app[keys.HELD] = parts.held
+    app[keys.VERIFIER] = parts.verifier
+    app[keys.AUTHORIZER] = parts.authorizer
+    app[keys.AUDITOR] = parts.auditor
+    app[keys.WRITER] = parts.writer
+    app[keys.LEDGER] = parts.ledger
+    app[keys.GATE] = parts.gate
+    app[keys.PROGRESS] = parts.progress
+    app[keys.OPERATIONS] = parts.operations
+    app.add_routes(_routes())
+    if parts.serve_metrics:
+        app.add_routes([web.get("/metrics", status.metrics)])
     return app
+
+
+def _routes() -> list[web.RouteDef]:
+    return [
+        web.get("/healthz", status.healthz),
+        web.get("/readyz", status.readyz),
+        web.get("/status", status.status),
+        web.get("/openapi.json", documents.openapi),
+        web.get("/docs", documents.page),
+        web.get("/policies", policies.list_policies),
+        web.post("/policies/platform:validate", writes.validate),
+        web.post("/policies/{project}:validate", writes.validate),
+        web.get("/policies/platform", policies.get_policy),
+        web.put("/policies/platform", writes.put),
+        web.patch("/policies/platform", writes.patch),
+        web.delete("/policies/platform", writes.delete_platform),
+        web.get("/policies/{project}", policies.get_policy),
+        web.put("/policies/{project}", writes.put),
+        web.patch("/policies/{project}", writes.patch),
+        web.delete("/policies/{project}", writes.delete),
+        web.post("/admin/sync", admin.sync),
+        web.post("/admin/suspend", admin.suspend),
+        web.post("/admin/resume", admin.resume),
+        web.post("/admin/confirm", admin.confirm),
+    ]

@@ -3,32 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 from aiohttp import web
 from prometheus_client import CollectorRegistry
 
+from api.audited import Auditor
+from api.auth import Authorizer, Verifier
+from api.followed import Followed
+from api.progress import Progress
+from api.ratelimit import Gate
 from api.statusview import Observed
-from reconciler.agent.state import MirrorState
+from reconciler.agent.mirror import Mirror
 from reconciler.core.keyspace import Keyspace
-from reconciler.core.ports import KeyValueStore
-from reconciler.core.records import Record
+from reconciler.core.ports import KeyValueStore, Source
+from reconciler.core.records import Held, Record
+from reconciler.idempotency import Ledger
+from reconciler.metrics import ApiMetrics
+from reconciler.operations import Operations
+from reconciler.writer import Writer
 
 RecordT = TypeVar("RecordT", bound=Record)
 
-
-class Mirrored(Protocol):
-    """The mirror, as far as handlers know it."""
-
-    @property
-    def state(self) -> MirrorState | None:
-        """The newest whole state."""
-        ...
-
-
 STORE: web.AppKey[KeyValueStore] = web.AppKey("store")
 KEYSPACE = web.AppKey("keyspace", Keyspace)
-MIRROR: web.AppKey[Mirrored] = web.AppKey("mirror")
+MIRROR = web.AppKey("mirror", Mirror)
+SOURCE: web.AppKey[Source] = web.AppKey("source")
+PLACE: web.AppKey[Mapping[str, str]] = web.AppKey("place")
 REGISTRY = web.AppKey("registry", CollectorRegistry)
-SOURCE: web.AppKey[Mapping[str, str]] = web.AppKey("source")
+METRICS = web.AppKey("metrics", ApiMetrics)
 LAST_SEEN: web.AppKey[list[Observed]] = web.AppKey("last_seen")
+HELD: web.AppKey[Followed[Held]] = web.AppKey("held")
+VERIFIER = web.AppKey("verifier", Verifier)
+AUTHORIZER = web.AppKey("authorizer", Authorizer)
+AUDITOR = web.AppKey("auditor", Auditor)
+WRITER = web.AppKey("writer", Writer)
+LEDGER = web.AppKey("ledger", Ledger)
+GATE = web.AppKey("gate", Gate)
+PROGRESS = web.AppKey("progress", Progress)
+OPERATIONS = web.AppKey("operations", Operations)

@@ -1,37 +1,40 @@
-"""The live policies, read from this replica's mirror."""
+"""The policies, read from this replica's mirror of what is live, or from the branch's head."""
 
 from __future__ import annotations
 
 import json
-import re
+from typing import Final
 
 from aiohttp import web
 
 from api import keys
+from api.preconditions import Preconditions
 from api.problems import ProblemError
-from reconciler.agent.state import MirrorPolicy, MirrorState
-from reconciler.core.errors import RegopsError
-from reconciler.core.model import PLATFORM, PolicyName, project_policy
-from reconciler.core.ports import Range
+from api.requests import caller_of, choice, commit_of, policy_of, seconds, segments_of
+from reconciler.agent.state import MirrorState
+from reconciler.core.model import Content, PolicyName
 from reconciler.core.records import Held
 
-_PAGE = 100
-_LIMIT = 1000
-_TAG = re.compile(r'(?:W/)?("[^"]*")')
+_PAGE: Final = 100
+_LIMIT: Final = 1000
+_MIN_COMMIT_SECONDS: Final = 5.0
+_LONGEST_SECONDS: Final = 60.0
 
 
 async def list_policies(request: web.Request) -> web.Response:
-    """{"items": [{"policy", "etag", "commit", "held"}], "next"}: sorted by name; ``?limit=`` and ``?after=`` page."""
+    """{"items": [{"policy", "etag", "commit", "held"}], "next"}: what the caller may read, sorted by name."""
+    authorizer, caller = request.app[keys.AUTHORIZER], caller_of(request)
+    await authorizer.authorize(caller, request.method, segments_of(request), policy=None, action="list")
+    await _wait_for_commit(request)
     state = _state(request)
     limit, after = _limit(request), request.query.get("after", "")
-    held = await _held_names(request)
-    names = sorted(name for name in state.policies if name > after)
+    names = sorted(name for name in state.policies if name > after and authorizer.may_read(caller, name))
     items = [
         {
             "policy": name,
             "etag": state.policies[name].meta.etag,
             "commit": state.policies[name].meta.commit,
-            "held": name in held,
+            "held": _held(request, name) is not None,
         }
         for name in names[:limit]
     ]
@@ -39,48 +42,76 @@ async def list_policies(request: web.Request) -> web.Response:
     return web.json_response({"items": items, "next": following}, headers={"Cache-Control": "no-cache"})
 
 
-async def get_platform(request: web.Request) -> web.Response:
-    """The platform's policy."""
-    return await _get(request, PLATFORM)
+async def get_policy(request: web.Request) -> web.Response:
+    """The live policy; with ``?ref=head`` the branch's."""
+    policy = policy_of(request)
+    await request.app[keys.AUTHORIZER].authorize(
+        caller_of(request), request.method, segments_of(request), policy=policy, action="get"
+    )
+    await _wait_for_commit(request)
+    if choice(request, "ref", ("live", "head"), "live") == "head":
+        return await _head(request, policy)
+    return await _live(request, policy)
 
 
-async def get_project(request: web.Request) -> web.Response:
-    """One project's policy."""
-    try:
-        policy = project_policy(request.match_info["project"])
-    except ValueError as error:
-        raise ProblemError(400, "validation_error", str(error)) from error
-    return await _get(request, policy)
-
-
-async def _get(request: web.Request, policy: PolicyName) -> web.Response:
-    if "ref" in request.query:
-        raise ProblemError(400, "validation_error", "?ref= is not served yet: leave it out to read the live policy")
+async def _live(request: web.Request, policy: PolicyName) -> web.Response:
     found = _state(request).policies.get(policy)
-    held = await _held(request, policy)
+    held = _held(request, policy)
     if found is None:
-        why = f", and its version in Git is held ({held.reason}): see /status" if held else ""
+        why = f", and its version in Git is held ({held.reason}): read it with ?ref=head" if held else ""
         raise ProblemError(404, "not_found", f"{policy} is not live{why}", errors=held.errors if held else ())
-    headers = {"ETag": found.meta.etag, "Policy-Commit": found.meta.commit, "Cache-Control": "no-cache"}
+    headers = {"ETag": found.meta.etag, "Policy-Commit": found.meta.commit}
     if held is not None:
         headers["Policy-Held"] = held.reason
-    if _matches(request.headers.getall("If-None-Match", []), found.meta.etag):
+    return _answer(request, found.content, headers)
+
+
+async def _head(request: web.Request, policy: PolicyName) -> web.Response:
+    """What the branch says now, valid or not: a held policy can be read and overwritten with this ETag."""
+    source = request.app[keys.SOURCE]
+    commit = await source.fetch()
+    tree = await source.tree(commit)
+    blobs = tree.policies.get(policy)
+    if blobs is None:
+        errors = tree.invalid.get(policy, ())
+        raise ProblemError(404, "not_found", f"{policy} is not at the branch's head", errors=errors)
+    headers = {"ETag": blobs.etag, "Policy-Commit": (await source.last_change(commit, policy)).commit}
+    return _answer(request, await source.read(blobs), headers)
+
+
+def _answer(request: web.Request, content: Content, headers: dict[str, str]) -> web.Response:
+    headers["Cache-Control"] = "no-cache"
+    if Preconditions.of(request.headers).not_modified(headers["ETag"]):
         return web.Response(status=304, headers=headers)
-    return web.Response(body=_body(found), headers=headers, content_type="application/json")
+    return web.Response(body=_body(content), headers=headers, content_type="application/json")
 
 
-def _body(policy: MirrorPolicy) -> bytes:
-    """{"rego", "data"}; the data's own text stands in it, so that no number changes its form."""
-    rego = json.dumps(policy.content.rego.decode(), ensure_ascii=False).encode()
-    if policy.content.data is None:
+def _body(content: Content) -> bytes:
+    """{"rego", "data"}; the data's own text stands in it, so that no number changes its form. Data that is no JSON (of
+    a held version) is given as ``data_text``."""
+    rego = _text(content.rego)
+    if content.data is None:
         return b'{"rego":%b}' % rego
-    return b'{"rego":%b,"data":%b}' % (rego, policy.content.data)
+    try:
+        json.loads(content.data)
+    except ValueError:
+        return b'{"rego":%b,"data_text":%b}' % (rego, _text(content.data))
+    return b'{"rego":%b,"data":%b}' % (rego, content.data)
 
 
-def _matches(headers: list[str], etag: str) -> bool:
-    """RFC 9110 section 13.1.2: ``*`` or a list of entity-tags, compared weakly."""
-    text = ",".join(headers).strip()
-    return text == "*" or etag in _TAG.findall(text)
+def _text(raw: bytes) -> bytes:
+    return json.dumps(raw.decode("utf-8", "replace"), ensure_ascii=False).encode()
+
+
+async def _wait_for_commit(request: web.Request) -> None:
+    """``Policy-Min-Commit``: read one's own write, also from another replica."""
+    commit = commit_of(request, "Policy-Min-Commit")
+    if commit is None:
+        return
+    wait = seconds(request, "timeout", _MIN_COMMIT_SECONDS, _LONGEST_SECONDS)
+    if not await request.app[keys.PROGRESS].until_mirrored(commit, wait):
+        message = f"this replica does not have commit {commit} after {wait:g} s"
+        raise ProblemError(503, "unavailable", message, headers={"Retry-After": "1"})
 
 
 def _state(request: web.Request) -> MirrorState:
@@ -93,21 +124,10 @@ def _state(request: web.Request) -> MirrorState:
 def _limit(request: web.Request) -> int:
     text = request.query.get("limit", str(_PAGE))
     if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= _LIMIT:
-        raise ProblemError(400, "validation_error", f"limit must be a number from 1 to {_LIMIT}")
+        raise ProblemError(400, "validation_error", f"?limit= must be a number from 1 to {_LIMIT}, not {text[:20]!r}")
     return int(text)
 
 
-async def _held(request: web.Request, policy: PolicyName) -> Held | None:
-    """Why the version in Git is not live; ``None`` too while etcd cannot be asked: the live text is served then."""
-    space = request.app[keys.KEYSPACE]
-    try:
-        kvs = (await request.app[keys.STORE].read(Range(space.held(policy)))).ranges[0]
-        return Held.decode(kvs[0].value) if kvs else None
-    except (RegopsError, ValueError, TypeError, KeyError):
-        return None
-
-
-async def _held_names(request: web.Request) -> frozenset[str]:
-    space = request.app[keys.KEYSPACE]
-    kvs = (await request.app[keys.STORE].read(Range(space.helds, prefix=True, keys_only=True))).ranges[0]
-    return frozenset(kv.key.removeprefix(space.helds) for kv in kvs)
+def _held(request: web.Request, policy: str) -> Held | None:
+    """Why the version in Git is not live."""
+    return request.app[keys.HELD].values.get(request.app[keys.KEYSPACE].held(policy))

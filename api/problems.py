@@ -1,35 +1,37 @@
-"""Errors as RFC 9457 problem+json, request ids, and one log line a request: one middleware, one table."""
+"""Errors as RFC 9457 problem+json: one table from what went wrong to what is answered."""
 
 from __future__ import annotations
 
-import logging
-import re
-import secrets
-import time
-from collections.abc import Awaitable, Callable, Sequence
+import json
+from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import Final
 
 from aiohttp import web
 
-from reconciler.core.errors import TransientError
+from reconciler.core.errors import RefusalError, RegopsError, StalledError, TransientError
 from reconciler.core.model import FileError
-from reconciler.metrics import ApiMetrics
+from reconciler.edits import DeclinedError, InvalidPolicyError, KeyReusedError, OutcomeUnknownError
+from reconciler.idempotency import TooManyKeysError
+from reconciler.operations import NothingToConfirmError
 
-log = logging.getLogger("api.request")
-
-_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
-_CODES = {
+CONTENT_TYPE: Final = "application/problem+json"
+_CODES: Final = {
     400: "validation_error",
+    401: "unauthorized",
+    403: "forbidden",
     404: "not_found",
     405: "method_not_allowed",
+    408: "request_timeout",
     413: "payload_too_large",
+    415: "unsupported_media_type",
+    417: "expectation_failed",
+    429: "too_many_requests",
     503: "unavailable",
 }
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
-class ProblemError(Exception):
+class ProblemError(RefusalError):
     """An answer that is an error; ``code`` is API, ``message`` is for a person."""
 
     def __init__(
@@ -45,69 +47,68 @@ class ProblemError(Exception):
         self.status = status
         self.code = code
         self.message = message
-        self.errors = errors
+        self.errors = tuple(errors)
         self.headers = headers or {}
 
+    def text(self, request_id: str) -> str:
+        """The problem document (RFC 9457 section 3)."""
+        document = {
+            "type": "about:blank",
+            "title": self.code.replace("_", " "),
+            "status": self.status,
+            "code": self.code,
+            "detail": self.message,
+            "request_id": request_id,
+            "errors": [asdict(error) for error in self.errors],
+        }
+        return json.dumps(document, ensure_ascii=False)
 
-def middleware(metrics: ApiMetrics) -> Any:
-    """Give each request an id, turn every error into a problem, count and log."""
-
-    @web.middleware
-    async def handle(request: web.Request, handler: Handler) -> web.StreamResponse:
-        given = request.headers.get("X-Request-ID", "")
-        request_id = given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
-        started = time.perf_counter()
-        response = await _answer(request, handler, request_id)
-        seconds = time.perf_counter() - started
-        response.headers["X-Request-ID"] = request_id
-        response.headers["X-Content-Type-Options"] = "nosniff"
-        resource = request.match_info.route.resource
-        route = resource.canonical if resource else "unknown"
-        metrics.requests.labels(route, request.method, str(response.status)).inc()
-        metrics.seconds.labels(route).observe(seconds)
-        log.info(
-            "request",
-            extra={
-                "request_id": request_id,
-                "method": request.method,
-                "path": request.path,
-                "status": response.status,
-                "latency_ms": round(seconds * 1000, 2),
-            },
+    def response(self, request_id: str) -> web.Response:
+        """The whole answer."""
+        return web.Response(
+            status=self.status, text=self.text(request_id), headers=self.headers, content_type=CONTENT_TYPE
         )
-        return response
-
-    return handle
 
 
-async def _answer(request: web.Request, handler: Handler, request_id: str) -> web.StreamResponse:
-    try:
-        return await handler(request)
-    except ProblemError as problem:
-        return _problem(problem, request_id)
-    except web.HTTPException as error:
-        if error.status < web.HTTPBadRequest.status_code:
-            raise
+def problem_of(error: Exception) -> ProblemError | None:
+    """The answer to what went wrong; ``None`` for what nobody foresaw."""
+    if isinstance(error, ProblemError):
+        return error
+    if isinstance(error, RefusalError):
+        return _refusal(error)
+    if isinstance(error, web.HTTPException):
         headers = {"Allow": error.headers["Allow"]} if "Allow" in error.headers else {}
-        code = _CODES.get(error.status, "http_error")
-        return _problem(ProblemError(error.status, code, error.reason, headers=headers), request_id)
-    except TransientError as error:
-        return _problem(ProblemError(503, "unavailable", str(error), headers={"Retry-After": "1"}), request_id)
-    except Exception:
-        log.exception("request failed unexpectedly", extra={"request_id": request_id})
-        return _problem(ProblemError(500, "internal_error", "an error of regops: see its log"), request_id)
+        return ProblemError(error.status, _CODES.get(error.status, "http_error"), error.reason, headers=headers)
+    if isinstance(error, TransientError | StalledError):
+        retry = "1" if isinstance(error, TransientError) else "30"
+        return ProblemError(503, "unavailable", str(error), headers={"Retry-After": retry})
+    if isinstance(error, RegopsError) and error.outcome == "conflict":
+        return ProblemError(503, "unavailable", str(error), headers={"Retry-After": "1"})
+    return None
 
 
-def _problem(problem: ProblemError, request_id: str) -> web.Response:
-    body = {
-        "type": "about:blank",
-        "title": problem.code.replace("_", " "),
-        "status": problem.status,
-        "code": problem.code,
-        "detail": problem.message,
-        "request_id": request_id,
-        "errors": [asdict(error) for error in problem.errors],
-    }
-    response = web.json_response(body, status=problem.status, headers=problem.headers)
-    response.content_type = "application/problem+json"
-    return response
+def _refusal(error: RefusalError) -> ProblemError | None:
+    match error:
+        case InvalidPolicyError():
+            return ProblemError(400, "validation_error", _first(error), errors=error.errors)
+        case DeclinedError():
+            return ProblemError(422, "remote_declined", f"the Git remote refused the commit: {error}")
+        case KeyReusedError():
+            return ProblemError(422, "idempotency_key_reused", str(error))
+        case TooManyKeysError():
+            return ProblemError(429, "too_many_requests", str(error), headers={"Retry-After": "3600"})
+        case NothingToConfirmError():
+            return ProblemError(409, "conflict", str(error))
+        case OutcomeUnknownError():
+            return ProblemError(
+                504,
+                "outcome_unknown",
+                f"{error}: look for commit {error.commit}, or repeat the request with the same Idempotency-Key",
+                headers={"Retry-After": "5"},
+            )
+    return None
+
+
+def _first(error: InvalidPolicyError) -> str:
+    more = f" (and {len(error.errors) - 1} more)" if len(error.errors) > 1 else ""
+    return f"the policy would not go live: {error.errors[0]}{more}" if error.errors else str(error)

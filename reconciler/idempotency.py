@@ -1,7 +1,7 @@
 """The same idempotency key gives the same answer: claims and answers in etcd, shared by all replicas.
 
 A claim hangs on its replica's short lease, so that a replica that dies frees it; an answer lives for a day and is
-stored only over the very claim it belongs to. What etcd has lost is found in the branch: see `reconciler.edits.KeyHash`.
+stored only over the very claim it belongs to. What etcd has lost is found in the branch (`reconciler.edits.KeyHash`).
 """
 
 from __future__ import annotations

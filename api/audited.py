@@ -1,0 +1,76 @@
+"""One audit event for every attempt to write, whatever its end; written before the answer is given."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import Final
+
+from aiohttp import web
+
+from reconciler.audit import AuditEvent, AuditSink, Journal
+from reconciler.core.errors import RegopsError
+from reconciler.metrics import ApiMetrics
+
+log = logging.getLogger(__name__)
+
+ANONYMOUS: Final = "anonymous"
+
+
+@dataclass(slots=True)
+class Attempt:
+    """What is known of an attempt so far; handlers fill it in."""
+
+    action: str
+    resource: str
+    actor: str = ANONYMOUS
+    result: str | None = None
+    etag_before: str | None = None
+    etag_after: str | None = None
+    commit: str | None = None
+
+
+ATTEMPT = web.RequestKey("attempt", Attempt)
+_VERBS: Final = {"PUT": "put", "PATCH": "patch", "DELETE": "delete"}
+
+
+def attempt_of(request: web.Request) -> Attempt | None:
+    """The attempt that this request is; ``None`` for one that cannot change anything."""
+    if request.path.startswith("/admin/") and request.method == "POST":
+        return Attempt(request.path.removeprefix("/admin/"), "reconciler")
+    verb = _VERBS.get(request.method)
+    if verb is None or not request.path.startswith("/policies/") or "dry_run" in request.query:
+        return None
+    name = request.path.removeprefix("/policies/")
+    return Attempt(verb, name if name == "platform" else f"projects/{name}")
+
+
+class Auditor:
+    """Writes the events of this replica."""
+
+    def __init__(self, sink: AuditSink, journal: Journal, metrics: ApiMetrics) -> None:
+        self._sink = sink
+        self._journal = journal
+        self._metrics = metrics
+
+    async def record(self, request: web.Request, attempt: Attempt, result: str, request_id: str) -> None:
+        """Never fails: what could not be logged stays in the journal, and is counted."""
+        event = AuditEvent(
+            actor=attempt.actor,
+            action=attempt.action,
+            resource=attempt.resource,
+            result=attempt.result or result,
+            request_id=request_id,
+            client_ip=request.remote,
+            etag_before=attempt.etag_before,
+            etag_after=attempt.etag_after,
+            commit=attempt.commit,
+        )
+        try:
+            self._sink.emit(event)
+            await self._journal.logged(request_id)
+        except RegopsError as error:
+            self._metrics.audit_failures.inc()
+            log.warning("audit event not written", extra={"request_id": request_id, "reason": error.reason})
+        else:
+            self._metrics.audit_events.labels(event.action, event.result).inc()

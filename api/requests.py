@@ -1,0 +1,79 @@
+"""What handlers ask a request: who, which policy, which flags. Every answer is checked, every error a problem."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from aiohttp import web
+
+from api.problems import ProblemError
+from reconciler.core.model import PLATFORM, PolicyName, project_policy
+
+if TYPE_CHECKING:
+    from api.auth import Caller
+
+CALLER: web.RequestKey[Caller] = web.RequestKey("caller")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_TRUE, _FALSE = frozenset({"true", "1", ""}), frozenset({"false", "0"})
+
+
+def caller_of(request: web.Request) -> Caller:
+    """Who asks; every route but the open ones has one."""
+    return request[CALLER]
+
+
+def policy_of(request: web.Request) -> PolicyName:
+    """The policy that the path names; 400 for an impossible name."""
+    project = request.match_info.get("project")
+    if project is None:
+        return PLATFORM
+    try:
+        return project_policy(project)
+    except ValueError as error:
+        raise ProblemError(400, "validation_error", str(error)) from error
+
+
+def segments_of(request: web.Request) -> tuple[str, ...]:
+    """The path's segments, each decoded."""
+    return tuple(part for part in request.path.split("/") if part)
+
+
+def flag(request: web.Request, name: str) -> bool:
+    """A boolean of the query; absent is false."""
+    text = request.query.get(name)
+    if text is None or text in _FALSE:
+        return False
+    if text not in _TRUE:
+        raise ProblemError(400, "validation_error", f"?{name}= must be true or false, not {text!r}")
+    return True
+
+
+def choice(request: web.Request, name: str, among: tuple[str, ...], default: str) -> str:
+    """One of a few words of the query."""
+    text = request.query.get(name, default)
+    if text not in among:
+        raise ProblemError(400, "validation_error", f"?{name}= must be one of {', '.join(among)}, not {text!r}")
+    return text
+
+
+def seconds(request: web.Request, name: str, default: float, most: float) -> float:
+    """A duration of the query, above 0 and not above ``most``."""
+    text = request.query.get(name)
+    if text is None:
+        return default
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value <= most:
+        raise ProblemError(400, "validation_error", f"?{name}= must be seconds, above 0 and up to {most:g}")
+    return value
+
+
+def commit_of(request: web.Request, header: str) -> str | None:
+    """A whole commit id in a header."""
+    text = request.headers.get(header)
+    if text is not None and not _COMMIT.fullmatch(text):
+        raise ProblemError(400, "validation_error", f"{header} must be a whole commit id, 40 hex digits")
+    return text

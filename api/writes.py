@@ -1,0 +1,290 @@
+"""PUT, PATCH, DELETE and :validate: every write is a commit. The handlers read the request and give the answer; what
+happens in between is `reconciler.writer`."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from typing import Any, Final
+
+from aiohttp import web
+
+from api import bodies, keys
+from api.audited import ATTEMPT
+from api.envelope import REQUEST_ID
+from api.patch import merged, patched, replaced
+from api.preconditions import Preconditions
+from api.problems import CONTENT_TYPE, ProblemError, problem_of
+from api.progress import Sync
+from api.requests import caller_of, choice, flag, policy_of, seconds, segments_of
+from reconciler.core.errors import RefusalError
+from reconciler.core.model import DATA_FILE, REGO_FILE, BlobIds, Content, PolicyName
+from reconciler.core.ports import Range
+from reconciler.edits import Current, KeyHash, Preview, Write, Written
+from reconciler.idempotency import ANSWER_BYTES, Answer, Claim, KeyOf
+
+LIVE_SECONDS: Final = 5.0
+ACTIVE_SECONDS: Final = 10.0
+LONGEST_SECONDS: Final = 60.0
+_MERGE: Final = "application/merge-patch+json"
+_KEY_LENGTH: Final = 255
+_NOT_KEPT: Final = frozenset({401, 403, 429})
+_SERVER_ERRORS: Final = 500
+_RESERVED: Final = 512
+"""Bytes of a kept answer that its headers and field names may take."""
+
+Decide = Callable[[Current], Content | None]
+
+
+async def put(request: web.Request) -> web.Response:
+    """Create or replace: 201 or 200. An update needs ``If-Match``."""
+    policy = await _authorized(request, "put")
+    conditions = Preconditions.of(request.headers)
+    body = await bodies.read(request, bodies.PUT)
+
+    def decide(current: Current) -> Content:
+        conditions.check_put(current.etag)
+        return replaced(body.policy, current.content)
+
+    return await _change(request, policy, decide, body.raw)
+
+
+async def patch(request: web.Request) -> web.Response:
+    """Replace ``rego`` or ``data``, or merge by RFC 7396."""
+    policy = await _authorized(request, "patch")
+    conditions = Preconditions.of(request.headers)
+    body = await bodies.read(request, bodies.PATCH)
+
+    def decide(current: Current) -> Content:
+        conditions.check_change(current.etag)
+        if current.content is None:
+            raise AssertionError("unreachable: a missing policy was refused")
+        change = merged if request.content_type == _MERGE else patched
+        return change(body.policy, current.content)
+
+    return await _change(request, policy, decide, body.raw)
+
+
+async def delete(request: web.Request) -> web.Response:
+    """Remove a project's policy: 204."""
+    policy = await _authorized(request, "delete")
+    conditions = Preconditions.of(request.headers)
+
+    def decide(current: Current) -> None:
+        conditions.check_change(current.etag)
+
+    return await _change(request, policy, decide, b"")
+
+
+async def delete_platform(request: web.Request) -> web.Response:
+    """Never: every project may stand on it."""
+    await _authorized(request, "delete")
+    headers = {"Allow": "GET, HEAD, PUT, PATCH"}
+    raise ProblemError(405, "method_not_allowed", "the platform's policy cannot be deleted", headers=headers)
+
+
+async def validate(request: web.Request) -> web.Response:
+    """The verdict that a PUT would get; nothing is written."""
+    policy = await _authorized(request, "validate")
+    body = await bodies.read(request, bodies.PUT)
+    write = _write(request, policy, lambda current: replaced(body.policy, current.content), None)
+    preview = await request.app[keys.WRITER].preview(write)
+    return web.json_response(
+        {
+            "valid": not preview.errors,
+            "errors": [asdict(error) for error in preview.errors],
+            "warnings": [asdict(warning) for warning in preview.warnings],
+        }
+    )
+
+
+# --- one write -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Wish:
+    """How long the caller wants to wait, and for what."""
+
+    sync: Sync
+    seconds: float
+
+
+async def _change(request: web.Request, policy: PolicyName, decide: Decide, raw: bytes) -> web.Response:
+    wish = _wish(request)
+    if flag(request, "dry_run"):
+        return _dry_run(policy, await request.app[keys.WRITER].preview(_write(request, policy, decide, None)))
+    with request.app[keys.GATE].enter(caller_of(request).id):
+        answer = await _once(request, policy, decide, raw)
+    headers = dict(answer.headers)
+    if "Policy-Commit" not in headers:
+        return web.Response(status=answer.status, text=answer.body, headers=headers, content_type=CONTENT_TYPE)
+    reached = await request.app[keys.PROGRESS].reach(policy, headers["Policy-Commit"], wish.sync, wish.seconds)
+    headers["Policy-Sync"] = str(reached)
+    if not answer.body:
+        return web.Response(status=answer.status, headers=headers)
+    return web.Response(status=answer.status, text=answer.body, headers=headers, content_type="application/json")
+
+
+async def _once(request: web.Request, policy: PolicyName, decide: Decide, raw: bytes) -> Answer:
+    """Run the request; with an idempotency key at most once, whichever replica it reaches."""
+    key = _key(request, raw)
+    if key is None:
+        # Without etcd nothing could go live: refused before anything is sent.
+        await request.app[keys.STORE].read(Range(request.app[keys.KEYSPACE].applied, keys_only=True))
+        return await _run(request, policy, decide, None)
+    ledger = request.app[keys.LEDGER]
+    claim = await ledger.begin(key, patience=LIVE_SECONDS)
+    if isinstance(claim, Answer):
+        return Answer(claim.status, claim.body, {**claim.headers, "Idempotent-Replay": "true"})
+    return await _claimed(request, policy, decide, key.hash, claim)
+
+
+async def _claimed(request: web.Request, policy: PolicyName, decide: Decide, key: KeyHash, claim: Claim) -> Answer:
+    """Run and keep the answer, refusals too; an end that may be another one next time frees the key."""
+    ledger = request.app[keys.LEDGER]
+    kept = False
+    try:
+        try:
+            answer = await _run(request, policy, decide, key)
+        except RefusalError as error:
+            problem = problem_of(error)
+            if problem is None or problem.status in _NOT_KEPT or problem.status >= _SERVER_ERRORS:
+                raise
+            answer = _kept(problem, request[REQUEST_ID])
+            request[ATTEMPT].result = problem.code
+        kept = await ledger.finish(claim, answer)
+    finally:
+        if not kept:
+            await ledger.abandon(claim)
+    return answer
+
+
+async def _run(request: web.Request, policy: PolicyName, decide: Decide, key: KeyHash | None) -> Answer:
+    written = await request.app[keys.WRITER].write(_write(request, policy, decide, key))
+    attempt = request[ATTEMPT]
+    attempt.etag_before, attempt.etag_after = _etag(written.before), _etag(written.after)
+    attempt.commit, attempt.result = written.commit, _result(written)
+    return _answer(policy, written)
+
+
+def _write(request: web.Request, policy: PolicyName, decide: Decide, key: KeyHash | None) -> Write:
+    caller = caller_of(request)
+    return Write(
+        policy=policy,
+        decide=decide,
+        author=caller.identity,
+        actor=caller.sub,
+        request_id=request[REQUEST_ID],
+        key=key,
+    )
+
+
+def _answer(policy: PolicyName, written: Written) -> Answer:
+    headers = {"Policy-Commit": written.commit}
+    if written.after is None:
+        return Answer(204, "", headers)
+    headers["ETag"] = written.after.etag
+    document = {
+        "policy": policy,
+        "etag": written.after.etag,
+        "commit": written.commit,
+        "warnings": [asdict(warning) for warning in written.warnings],
+    }
+    return Answer(201 if written.before is None else 200, _bounded(document, "warnings"), headers)
+
+
+def _kept(problem: ProblemError, request_id: str) -> Answer:
+    """A refusal as it is kept, and given the first time too: what is too long loses its last errors."""
+    document = json.loads(problem.text(request_id))
+    return Answer(problem.status, _bounded(document, "errors"), problem.headers)
+
+
+def _bounded(document: dict[str, Any], entries: str) -> str:
+    """The document's text; entries beyond what can be kept are left out, from the end."""
+    text = json.dumps(document, ensure_ascii=False)
+    while len(text.encode()) > ANSWER_BYTES - _RESERVED and document[entries]:
+        document[entries] = document[entries][:-1]
+        text = json.dumps(document, ensure_ascii=False)
+    return text
+
+
+def _result(written: Written) -> str:
+    """The audit event's word."""
+    if written.replayed:
+        return "replayed"
+    if not written.changed:
+        return "unchanged"
+    return "deleted" if written.after is None else "created" if written.before is None else "updated"
+
+
+def _etag(blobs: BlobIds | None) -> str | None:
+    return blobs.etag if blobs else None
+
+
+# --- what the request says -------------------------------------------------------------------------------------------
+
+
+async def _authorized(request: web.Request, action: str) -> PolicyName:
+    """The policy, once the caller may do this to it."""
+    policy = policy_of(request)
+    await request.app[keys.AUTHORIZER].authorize(
+        caller_of(request), request.method, segments_of(request), policy=policy, action=action
+    )
+    return policy
+
+
+def _wish(request: web.Request) -> _Wish:
+    word = choice(request, "wait", ("none", "live", "active"), "live")
+    usual = ACTIVE_SECONDS if word == "active" else LIVE_SECONDS
+    return _Wish(Sync.PENDING if word == "none" else Sync(word), seconds(request, "timeout", usual, LONGEST_SECONDS))
+
+
+def _key(request: web.Request, raw: bytes) -> KeyOf | None:
+    """The idempotency key; the request that it stands for is everything that decides about the write."""
+    text = request.headers.get("Idempotency-Key")
+    if text is None:
+        return None
+    if not text.isascii() or not text.isprintable() or not 1 <= len(text) <= _KEY_LENGTH:
+        raise ProblemError(400, "validation_error", f"Idempotency-Key must be 1 to {_KEY_LENGTH} printable characters")
+    names = ("If-Match", "If-None-Match", "Content-Type")
+    said = "\n".join(f"{name}: {', '.join(request.headers.getall(name, []))}" for name in names)
+    return KeyOf.of(caller_of(request).id, text, request.method, request.path, said.encode() + b"\n\n" + raw)
+
+
+# --- dry run ---------------------------------------------------------------------------------------------------------
+
+
+def _dry_run(policy: PolicyName, preview: Preview) -> web.Response:
+    """The verdict and the commit's diff."""
+    after = preview.content.blob_ids().etag if preview.content else None
+    return web.json_response(
+        {
+            "valid": not preview.errors,
+            "errors": [asdict(error) for error in preview.errors],
+            "warnings": [asdict(warning) for warning in preview.warnings],
+            "diff": _diff(policy, preview.current.content, preview.content),
+            "etag_before": preview.current.etag,
+            "etag_after": after,
+        }
+    )
+
+
+def _diff(policy: PolicyName, before: Content | None, after: Content | None) -> str:
+    """What ``git diff`` would show, file by file."""
+    old = {REGO_FILE: before.rego if before else None, DATA_FILE: before.data if before else None}
+    new = {REGO_FILE: after.rego if after else None, DATA_FILE: after.data if after else None}
+    return "".join(
+        line
+        for file in (REGO_FILE, DATA_FILE)
+        if old[file] != new[file]
+        for line in _unified(f"{policy}/{file}", old[file], new[file])
+    )
+
+
+def _unified(path: str, old: bytes | None, new: bytes | None) -> Iterator[str]:
+    before, after = ((text or b"").decode("utf-8", "replace").splitlines(keepends=True) for text in (old, new))
+    names = ("/dev/null" if old is None else f"a/{path}", "/dev/null" if new is None else f"b/{path}")
+    for line in difflib.unified_diff(before, after, *names):
+        yield line if line.endswith("\n") else f"{line}\n\\ No newline at end of file\n"
