@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
@@ -18,6 +18,7 @@ from reconciler.core.conditions import (
     Condition,
     StatusRecord,
 )
+from reconciler.core.model import PLATFORM, PolicyName, policy_name
 from reconciler.core.records import Applied, Held, Receipt, Suspended
 
 FORGOTTEN: Final = timedelta(days=7)
@@ -65,6 +66,30 @@ def status_document(seen: Observed, source: Mapping[str, str], now: datetime) ->
         "leader": record.leader if record and seen.led else None,
         "last_apply": record.last_apply if record else None,
         "agents": [_agent(receipt, seen, branch) for receipt in agents],
+    }
+
+
+def narrowed(document: dict[str, Any], may_read: Callable[[PolicyName], bool]) -> dict[str, Any]:
+    """The document for a caller who may not read everything: counts and states stay, what names policies that it may
+    not read is left out, and messages that could name them give way to their reason."""
+    if may_read(PLATFORM):
+        return document
+
+    def mine(path: str) -> bool:
+        try:
+            return may_read(policy_name("/".join(path.split("/")[:2])))
+        except ValueError:
+            return False
+
+    conditions = [{**condition, "message": condition["reason"]} for condition in document["conditions"]]
+    return {
+        **document,
+        "conditions": conditions,
+        "held": [held for held in document["held"] if mine(held["policy"])],
+        "blocked_deletions": [name for name in document["blocked_deletions"] if mine(name)],
+        "ignored_files": [path for path in document["ignored_files"] if mine(path)],
+        "foreign_keys": [],
+        "warnings": [text for text in document["warnings"] if mine(text.partition(":")[0])],
     }
 
 

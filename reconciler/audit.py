@@ -8,19 +8,17 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 import os
 import sys
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final, Protocol, TextIO
+from typing import Final, Protocol, TextIO
 
 from reconciler.core.errors import StalledError, TransientError
 from reconciler.edits import Write
-
-log = logging.getLogger(__name__)
 
 JOURNAL: Final = "audit-journal.jsonl"
 
@@ -91,18 +89,22 @@ class AuditLog:
 
 
 class Journal:
-    """What was sent to the remote and is not in the audit log yet. One file, one line a commit, flushed to disk."""
+    """What was sent to the remote and is not in the audit log yet. One line a commit, flushed to disk.
+
+    What a former process left lies in a file of its own until `forget`.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / JOURNAL
-        self._open: set[str] = set()
+        self._left = folder / f"{JOURNAL}.left"
+        self._open: Counter[str] = Counter()
         self._writing = asyncio.Lock()
 
     async def intends(self, commits: Mapping[str, Write]) -> None:
-        """These commits are about to be sent."""
+        """These commits are about to be sent. Raises `TransientError` when that cannot be noted."""
         lines = [
-            {"request_id": w.request_id, "commit": commit, "actor": w.actor, "policy": w.policy, "ts": timestamp()}
-            for commit, w in commits.items()
+            {"request_id": write.request_id, "commit": commit, "actor": write.actor, "policy": write.policy}
+            for commit, write in commits.items()
         ]
         async with self._writing:
             self._open.update(line["request_id"] for line in lines)
@@ -110,27 +112,36 @@ class Journal:
 
     async def logged(self, request_id: str) -> None:
         """The event of this request is in the log. The file is emptied whenever nothing is open any more."""
-        self._open.discard(request_id)
-        if not self._open and not self._writing.locked():
-            async with self._writing:
-                if not self._open:
-                    await asyncio.to_thread(self._path.unlink, missing_ok=True)
+        if request_id not in self._open:
+            return
+        del self._open[request_id]
+        async with self._writing:
+            if not self._open:
+                await asyncio.to_thread(self._path.unlink, missing_ok=True)
 
-    def left(self) -> list[dict[str, Any]]:
-        """What a former process had sent and perhaps not logged, oldest first; a torn last line is left out."""
-        try:
-            lines = self._path.read_text(encoding="utf-8").splitlines()
-        except OSError:
-            return []
-        found = []
-        for line in lines:
+    def left(self) -> dict[str, list[dict[str, str]]]:
+        """What a former process had sent and perhaps not logged: request id → its commits, oldest first. To be called
+        before anything is sent. A line that was torn by the crash is left out."""
+        if self._path.exists():
+            with self._left.open("ab") as left:
+                left.write(self._path.read_bytes())
+                left.flush()
+                os.fsync(left.fileno())
+            self._path.unlink()
+        found: dict[str, list[dict[str, str]]] = {}
+        for line in self._left.read_text(encoding="utf-8").splitlines() if self._left.exists() else ():
             try:
-                found.append(json.loads(line))
-            except ValueError:
+                entry = json.loads(line)
+                found.setdefault(entry["request_id"], []).append(entry)
+            except (ValueError, KeyError, TypeError):
                 continue
         return found
 
-    def _append(self, lines: list[dict[str, Any]]) -> None:
+    def forget(self) -> None:
+        """What was left has been dealt with."""
+        self._left.unlink(missing_ok=True)
+
+    def _append(self, lines: list[dict[str, str]]) -> None:
         try:
             with self._path.open("a", encoding="utf-8") as file:
                 file.writelines(json.dumps(line) + "\n" for line in lines)

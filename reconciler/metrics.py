@@ -108,9 +108,30 @@ class ApiMetrics:
     """What the HTTP face counts; routes by their template, so that the labels stay few."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        self.requests = Counter(
-            "regops_api_requests_total", "Requests answered.", ("route", "method", "status"), registry=registry
-        )
+        def counter(name: str, text: str, *labels: str) -> Counter:
+            return Counter(name, text, labels, registry=registry)
+
+        self.requests = counter("regops_api_requests_total", "Requests answered.", "route", "method", "status")
         self.seconds = Histogram(
             "regops_api_request_seconds", "Time to answer.", ("route",), registry=registry, buckets=SECONDS
+        )
+        self.audit_events = counter("regops_audit_events_total", "Audit events written.", "action", "result")
+        self.audit_failures = counter(
+            "regops_audit_failures_total", "Audit events that could not be written to the log."
+        )
+
+
+class WriterMetrics:
+    """What the write path counts."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.pushes = Counter(
+            "regops_pushes_total",
+            "Pushes to the remote, by result: accepted, moved, declined, unknown, failed.",
+            ("result",),
+            registry=registry,
+        )
+        self.push_seconds = Histogram("regops_push_seconds", "Duration of a push.", registry=registry, buckets=SECONDS)
+        self.push_writes = Histogram(
+            "regops_push_writes", "Writes that shared one push.", registry=registry, buckets=(1, 2, 4, 8, 16, 32, 64)
         )

@@ -141,6 +141,8 @@ class ServerSettings(_Group):
     """Address that the API listens on."""
     port: Annotated[int, Field(ge=0, le=65535)] = 8080
     """Port of the API; 0 takes a free one."""
+    metrics_port: Annotated[int, Field(ge=0, le=65535)] | None = None
+    """Port of a listener of its own for `/metrics`; by default it is served beside the API, without a token."""
     datacentre: Name = "local"
     """Name of the datacentre, shown in status."""
     id: Name = Field(default_factory=lambda: re.sub(r"[^A-Za-z0-9._-]", "-", socket.gethostname())[:63] or "server")
@@ -149,6 +151,26 @@ class ServerSettings(_Group):
     """Folder for the mirror and other things that may be lost."""
     lease_ttl: Annotated[int, Field(ge=2, le=60)] = 5
     """Seconds after which a silent leader is replaced."""
+
+
+class ApiSettings(_Group):
+    """Bounds of the write path."""
+
+    concurrent_writes: Annotated[int, Field(ge=1)] = 256
+    """Writes that may be under way at once in this replica; more are answered 503."""
+    writes_per_second: Seconds = 50.0
+    """Writes that one caller may make per second on average; more are answered 429."""
+    burst: Annotated[int, Field(ge=1)] = 100
+    """Writes that one caller may make at once."""
+    patience: Seconds = 10.0
+    """Seconds that a write waits for the remote: for one fetch, and for finding out what became of a push."""
+
+
+class AuditSettings(_Group):
+    """The audit trail."""
+
+    file: Path | None = None
+    """File that audit events are appended to, one JSON object a line; standard output by default."""
 
 
 class AgentSettings(_Group):
@@ -188,6 +210,8 @@ class Settings(_Group):
     guard: GuardSettings = GuardSettings()
     loop: LoopSettings = LoopSettings()
     server: ServerSettings = ServerSettings()
+    api: ApiSettings = ApiSettings()
+    audit: AuditSettings = AuditSettings()
     agent: AgentSettings = AgentSettings()
     opa: OpaSettings = OpaSettings()
 

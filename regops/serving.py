@@ -6,18 +6,15 @@ import asyncio
 import contextlib
 import logging
 import signal
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import Coroutine
 from typing import Any
 
-from aiohttp import web
 from prometheus_client import CollectorRegistry
 from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
 
-from api.app import create_app
 from reconciler.adapters.etcd import Election, EtcdStore
 from reconciler.agent.agent import Agent, AgentConfig
-from reconciler.agent.mirror import Mirror
 from reconciler.agent.scope import ALL, Scope
 from reconciler.core.errors import RegopsError
 from reconciler.loop import Loop, StatusKeeper
@@ -25,6 +22,7 @@ from reconciler.metrics import LoopMetrics, StoreMetrics
 from reconciler.settings import Settings
 from reconciler.triggers import DriftWatch, Mailbox, watch_files
 from regops import compose
+from regops.api_side import Engine, Leading, open_api
 
 log = logging.getLogger(__name__)
 
@@ -49,14 +47,15 @@ async def serve(settings: Settings, *, api: bool, reconciler: bool) -> None:
     registry = _registry()
     async with contextlib.AsyncExitStack() as stack:
         store = await stack.enter_async_context(compose.open_store(settings.etcd))
+        source = await stack.enter_async_context(compose.open_source(settings))
+        judge = await stack.enter_async_context(compose.open_judge(settings, source))
+        engine = Engine(settings, store, source, judge, Mailbox(), Leading(), registry)
         group = await stack.enter_async_context(asyncio.TaskGroup())
         group.create_task(_watch_health(store, StoreMetrics(registry)), name="etcd health")
         if api:
-            mirror = Mirror(store, compose.keyspace(settings.etcd))
-            group.create_task(mirror.run(), name="mirror")
-            await stack.enter_async_context(_listening(settings, store, mirror, registry))
+            await stack.enter_async_context(open_api(engine, group))
         if reconciler:
-            group.create_task(_reconcile(settings, store, LoopMetrics(registry)), name="reconciler")
+            group.create_task(_reconcile(engine, LoopMetrics(registry)), name="reconciler")
         await asyncio.Event().wait()
 
 
@@ -78,31 +77,32 @@ async def serve_agent(settings: Settings) -> None:
         await agent.run()
 
 
-async def _reconcile(settings: Settings, store: EtcdStore, metrics: LoopMetrics) -> None:
+async def _reconcile(engine: Engine, metrics: LoopMetrics) -> None:
     """Compete for the lead for ever; while leading, run the loop."""
+    settings, store, mailbox = engine.settings, engine.store, engine.mailbox
     keyspace = compose.keyspace(settings.etcd)
     election = Election(store, keyspace.leader, settings.server.id, settings.server.lease_ttl)
-    settings.server.state.mkdir(parents=True, exist_ok=True)
-    async with compose.open_source(settings) as source, compose.open_judge(settings, source) as judge:
-        engine = compose.make_reconciler(settings, source, store, judge)
-        mailbox = Mailbox()
-        place = {"remote": settings.git.remote, "branch": settings.git.branch, "path": settings.git.path}
-        status = StatusKeeper(store, keyspace, source=place, leader=settings.server.id)
-        loop = Loop(engine, mailbox, status, git=settings.git, settings=settings.loop, metrics=metrics)
-        drift = DriftWatch(store, keyspace, mailbox, engine, restarted=metrics.watch_restarts.inc)
-        while True:
-            try:
-                async with election.lead() as leadership:
-                    log.info("leading", extra={"replica": settings.server.id})
-                    metrics.leader.set(1)
-                    async with watch_files(settings.git.remote, mailbox):
-                        await _first_of(loop.run(leadership), drift.run(), leadership.lost())
-            except RegopsError as error:
-                log.warning("no lead", extra={"reason": error.reason, "error": str(error)})
-                await asyncio.sleep(RETRY_SECONDS)
-            finally:
-                metrics.leader.set(0)
-            log.warning("leading no more", extra={"replica": settings.server.id})
+    reconciler = compose.make_reconciler(settings, engine.source, store, engine.judge)
+    place = {"remote": settings.git.remote, "branch": settings.git.branch, "path": settings.git.path}
+    status = StatusKeeper(store, keyspace, source=place, leader=settings.server.id)
+    loop = Loop(
+        reconciler, mailbox, status, git=settings.git, settings=settings.loop, metrics=metrics, branch=engine.source
+    )
+    drift = DriftWatch(store, keyspace, mailbox, reconciler, restarted=metrics.watch_restarts.inc)
+    while True:
+        try:
+            async with election.lead() as leadership, watch_files(settings.git.remote, mailbox):
+                log.info("leading", extra={"replica": settings.server.id})
+                metrics.leader.set(1)
+                engine.leading.now = True
+                await _first_of(loop.run(leadership), drift.run(), leadership.lost())
+        except RegopsError as error:
+            log.warning("no lead", extra={"reason": error.reason, "error": str(error)})
+            await asyncio.sleep(RETRY_SECONDS)
+        finally:
+            engine.leading.now = False
+            metrics.leader.set(0)
+        log.warning("leading no more", extra={"replica": settings.server.id})
 
 
 async def _first_of(*jobs: Coroutine[Any, Any, None]) -> None:
@@ -116,29 +116,6 @@ async def _first_of(*jobs: Coroutine[Any, Any, None]) -> None:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-
-
-@contextlib.asynccontextmanager
-async def _listening(
-    settings: Settings, store: EtcdStore, mirror: Mirror, registry: CollectorRegistry
-) -> AsyncIterator[None]:
-    """The API on its port, as long as the block runs."""
-    app = create_app(
-        store=store,
-        keyspace=compose.keyspace(settings.etcd),
-        mirror=mirror,
-        source={"remote": settings.git.remote, "branch": settings.git.branch, "path": settings.git.path},
-        registry=registry,
-    )
-    runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=1.0)
-    await runner.setup()
-    try:
-        site = web.TCPSite(runner, settings.server.host, settings.server.port)
-        await site.start()
-        log.info("serving", extra={"addresses": [f"http://{a[0]}:{a[1]}" for a in runner.addresses]})
-        yield
-    finally:
-        await runner.cleanup()
 
 
 async def _watch_health(store: EtcdStore, metrics: StoreMetrics) -> None:

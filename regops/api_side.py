@@ -1,0 +1,183 @@
+"""The HTTP face of a server: what it stands on, what runs beside it, and its listeners."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from dataclasses import dataclass
+
+from aiohttp import web
+from prometheus_client import CollectorRegistry
+
+from api.app import Parts, create_app
+from api.audited import Auditor
+from api.fleet import Fleet
+from api.followed import Followed
+from api.progress import Progress
+from api.ratelimit import Gate
+from api.status import metrics as serve_metrics
+from reconciler.adapters.etcd import EtcdStore
+from reconciler.adapters.git import GitSource
+from reconciler.agent.mirror import Mirror
+from reconciler.audit import AuditLog, Journal
+from reconciler.core.errors import RegopsError, TransientError
+from reconciler.core.model import PLATFORM, BlobIds
+from reconciler.core.ports import Put, Range, Transaction
+from reconciler.core.records import Held
+from reconciler.edit_judge import EditJudge, LivePlatform
+from reconciler.edits import Write
+from reconciler.idempotency import Ledger
+from reconciler.metrics import ApiMetrics, WriterMetrics
+from reconciler.operations import Operations
+from reconciler.settings import Settings
+from reconciler.triggers import Kind, Mailbox
+from reconciler.validation import Judge
+from reconciler.writer import Writer
+from regops import compose
+from regops.recovery import recover
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class Leading:
+    """Whether this replica leads now: set by the election, read by the write path."""
+
+    now: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """What the API shares with the reconciler of the same process."""
+
+    settings: Settings
+    store: EtcdStore
+    source: GitSource
+    judge: Judge
+    mailbox: Mailbox
+    leading: Leading
+    registry: CollectorRegistry
+
+
+class _Pushes:
+    """Observes the writer: metrics, and the journal of what was sent."""
+
+    def __init__(self, metrics: WriterMetrics, journal: Journal) -> None:
+        self._metrics = metrics
+        self._journal = journal
+
+    def pushed(self, result: str, writes: int, seconds: float) -> None:
+        self._metrics.pushes.labels(result).inc()
+        self._metrics.push_seconds.observe(seconds)
+        self._metrics.push_writes.observe(writes)
+
+    async def intends(self, commits: Mapping[str, Write]) -> None:
+        await self._journal.intends(commits)
+
+
+@contextlib.asynccontextmanager
+async def open_api(engine: Engine, group: asyncio.TaskGroup) -> AsyncIterator[None]:
+    """The API on its port, and its background tasks in ``group``, as long as the block runs."""
+    settings, store = engine.settings, engine.store
+    space = compose.keyspace(settings.etcd)
+    mirror, fleet = Mirror(store, space), Fleet(store, space)
+    held = Followed(store, Range(space.helds, prefix=True), decode=lambda kv: Held.decode(kv.value))
+    metrics, journal, sink = ApiMetrics(engine.registry), Journal(settings.server.state), AuditLog(settings.audit.file)
+    left = await asyncio.to_thread(journal.left)
+    judge = EditJudge(engine.judge, _live_platform(mirror, lambda: space.held(PLATFORM) in held.values))
+    told = _Told(engine)
+    writer = Writer(
+        engine.source,
+        engine.source,
+        judge,
+        pushed=told.pushed,
+        observer=_Pushes(WriterMetrics(engine.registry), journal),
+        patience=settings.api.patience,
+    )
+    ledger = Ledger(store, space, settings.server.id)
+    verifier, authorizer = compose.make_auth(settings.auth)
+    async with verifier, authorizer:
+        parts = Parts(
+            store=store,
+            keyspace=space,
+            mirror=mirror,
+            source=engine.source,
+            place={"remote": settings.git.remote, "branch": settings.git.branch, "path": settings.git.path},
+            registry=engine.registry,
+            metrics=metrics,
+            held=held,
+            verifier=verifier,
+            authorizer=authorizer,
+            auditor=Auditor(sink, journal, metrics),
+            writer=writer,
+            ledger=ledger,
+            gate=Gate(settings.api.concurrent_writes, settings.api.writes_per_second, settings.api.burst),
+            progress=Progress(store, space, mirror, fleet, engine.source),
+            operations=Operations(store, space),
+            serve_metrics=settings.server.metrics_port is None,
+        )
+        for job in (mirror.run(), fleet.run(), held.run(), ledger.run(), writer.run(), told.run()):
+            group.create_task(job)
+        group.create_task(recover(journal, left, sink, engine.source))
+        async with contextlib.AsyncExitStack() as stack:
+            await stack.enter_async_context(_listening(create_app(parts), settings.server.host, settings.server.port))
+            if settings.server.metrics_port is not None:
+                beside = web.Application()
+                beside.add_routes([web.get("/metrics", serve_metrics)])
+                await stack.enter_async_context(_listening(beside, settings.server.host, settings.server.metrics_port))
+            yield
+    sink.close()
+
+
+def _live_platform(mirror: Mirror, held: Callable[[], bool]) -> Callable[[], Awaitable[LivePlatform]]:
+    async def live() -> LivePlatform:
+        state = mirror.state
+        if state is None:
+            raise TransientError("etcd was not read yet", reason="StoreUnavailable")
+        found = state.policies.get(PLATFORM)
+        return LivePlatform(BlobIds(found.meta.rego, found.meta.data) if found else None, held())
+
+    return live
+
+
+class _Told:
+    """Tells the leader of an accepted push: in this process by its mailbox, elsewhere by a key that it watches."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._key = compose.keyspace(engine.settings.etcd).pushed
+        self._commit: str | None = None
+        self._filled = asyncio.Event()
+
+    def pushed(self, commit: str) -> None:
+        """Called with each new head."""
+        if self._engine.leading.now:
+            self._engine.mailbox.put(Kind.API)
+        else:
+            self._commit = commit
+            self._filled.set()
+
+    async def run(self) -> None:
+        """Pass the newest commit on. Where that fails, the leader's own polling finds it."""
+        while True:
+            await self._filled.wait()
+            self._filled.clear()
+            put = Put(self._key, str(self._commit).encode())
+            try:
+                await self._engine.store.commit(Transaction((), (put,)))
+            except RegopsError as error:
+                log.warning("leader not told of a push", extra={"reason": error.reason})
+
+
+@contextlib.asynccontextmanager
+async def _listening(app: web.Application, host: str, port: int) -> AsyncIterator[None]:
+    runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=1.0)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, host, port).start()
+        log.info("serving", extra={"addresses": [f"http://{a[0]}:{a[1]}" for a in runner.addresses]})
+        yield
+    finally:
+        await runner.cleanup()
