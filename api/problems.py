@@ -88,25 +88,22 @@ def problem_of(error: Exception) -> ProblemError | None:
 
 
 def _refusal(error: RefusalError) -> ProblemError | None:
+    found: ProblemError | None = None
     match error:
         case InvalidPolicyError():
-            return ProblemError(400, "validation_error", _first(error), errors=error.errors)
+            found = ProblemError(400, "validation_error", _first(error), errors=error.errors)
         case DeclinedError():
-            return ProblemError(422, "remote_declined", f"the Git remote refused the commit: {error}")
+            found = ProblemError(422, "remote_declined", f"the Git remote refused the commit: {error}")
         case KeyReusedError():
-            return ProblemError(422, "idempotency_key_reused", str(error))
+            found = ProblemError(422, "idempotency_key_reused", str(error))
         case TooManyKeysError():
-            return ProblemError(429, "too_many_requests", str(error), headers={"Retry-After": "3600"})
+            found = ProblemError(429, "too_many_requests", str(error), headers={"Retry-After": "3600"})
         case NothingToConfirmError():
-            return ProblemError(409, "conflict", str(error))
+            found = ProblemError(409, "conflict", str(error))
         case OutcomeUnknownError():
-            return ProblemError(
-                504,
-                "outcome_unknown",
-                f"{error}: look for commit {error.commit}, or repeat the request with the same Idempotency-Key",
-                headers={"Retry-After": "5"},
-            )
-    return None
+            remedy = f"look for commit {error.commit}, or repeat the request with the same Idempotency-Key"
+            found = ProblemError(504, "outcome_unknown", f"{error}: {remedy}", headers={"Retry-After": "5"})
+    return found
 
 
 def _first(error: InvalidPolicyError) -> str:

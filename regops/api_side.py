@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
 from aiohttp import web
+from api.ratelimit import Gate
 from prometheus_client import CollectorRegistry
 
 from api.app import Parts, create_app
@@ -16,7 +17,6 @@ from api.audited import Auditor
 from api.fleet import Fleet
 from api.followed import Followed
 from api.progress import Progress
-from api.ratelimit import Gate
 from api.status import metrics as serve_metrics
 from reconciler.adapters.etcd import EtcdStore
 from reconciler.adapters.git import GitSource
