@@ -40,7 +40,7 @@ class Operation:
 
 
 def is_linearizable(history: Sequence[Operation], initial: Version) -> bool:
-    """Whether some order of the operations, which keeps the order of those that do not overlap, explains all answers."""
+    """Whether some order of the operations that keeps the order of non-overlapping ones explains all answers."""
     operations = sorted(history, key=lambda operation: operation.began)
     everything = (1 << len(operations)) - 1
     optional = sum(1 << i for i, operation in enumerate(operations) if operation.kind == "unknown")
