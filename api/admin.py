@@ -6,7 +6,8 @@ from aiohttp import web
 
 from api import bodies, keys
 from api.audited import ATTEMPT
-from api.requests import caller_of, segments_of
+from api.auth import Action
+from api.requests import authorized
 from api.schemas import ConfirmBody, SuspendBody, SyncBody
 
 
@@ -43,11 +44,7 @@ async def confirm(request: web.Request) -> web.Response:
 
 
 async def _admin(request: web.Request) -> str:
-    caller = caller_of(request)
-    await request.app[keys.AUTHORIZER].authorize(
-        caller, request.method, segments_of(request), policy=None, action="admin"
-    )
-    return caller.sub
+    return (await authorized(request, None, Action.ADMINISTER)).sub
 
 
 def _said(request: web.Request, *, suspended: bool, changed: bool) -> web.Response:

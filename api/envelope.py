@@ -13,6 +13,7 @@ from aiohttp import web
 
 from api import keys
 from api.audited import ATTEMPT, attempt_of
+from api.auth import authorization_of
 from api.problems import ProblemError, problem_of
 from api.requests import CALLER
 
@@ -49,7 +50,7 @@ async def _answer(request: web.Request, handler: Handler, request_id: str) -> tu
         request[ATTEMPT] = attempt
     try:
         if request.path not in OPEN:
-            request[CALLER] = caller = await request.app[keys.VERIFIER].verify(_authorization(request))
+            request[CALLER] = caller = await request.app[keys.VERIFIER].verify(authorization_of(request.headers))
             if attempt is not None:
                 attempt.actor = caller.sub
         response = await handler(request)
@@ -60,13 +61,6 @@ async def _answer(request: web.Request, handler: Handler, request_id: str) -> tu
             problem = ProblemError(500, "internal_error", "an error of regops: see its log")
         return problem.response(request_id), problem.code
     return response, "done"
-
-
-def _authorization(request: web.Request) -> str | None:
-    found = request.headers.getall("Authorization", [])
-    if len(found) > 1:
-        raise ProblemError(400, "validation_error", "give one Authorization header, not several")
-    return found[0] if found else None
 
 
 def _account(request: web.Request, status: int, seconds: float, request_id: str) -> None:

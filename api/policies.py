@@ -8,9 +8,10 @@ from typing import Final
 from aiohttp import web
 
 from api import keys
+from api.auth import Action, may_read
 from api.preconditions import Preconditions
 from api.problems import ProblemError
-from api.requests import caller_of, choice, commit_of, policy_of, seconds, segments_of
+from api.requests import authorized, choice, commit_of, policy_of, seconds
 from reconciler.agent.state import MirrorState
 from reconciler.core.model import Content, PolicyName
 from reconciler.core.records import Held
@@ -23,12 +24,11 @@ _LONGEST_SECONDS: Final = 60.0
 
 async def list_policies(request: web.Request) -> web.Response:
     """{"items": [{"policy", "etag", "commit", "held"}], "next"}: what the caller may read, sorted by name."""
-    authorizer, caller = request.app[keys.AUTHORIZER], caller_of(request)
-    await authorizer.authorize(caller, request.method, segments_of(request), policy=None, action="list")
+    caller = await authorized(request, None, Action.READ)
     await _wait_for_commit(request)
     state = _state(request)
     limit, after = _limit(request), request.query.get("after", "")
-    names = sorted(name for name in state.policies if name > after and authorizer.may_read(caller, name))
+    names = sorted(name for name in state.policies if name > after and may_read(caller, name))
     items = [
         {
             "policy": name,
@@ -45,9 +45,7 @@ async def list_policies(request: web.Request) -> web.Response:
 async def get_policy(request: web.Request) -> web.Response:
     """The live policy; with ``?ref=head`` the branch's."""
     policy = policy_of(request)
-    await request.app[keys.AUTHORIZER].authorize(
-        caller_of(request), request.method, segments_of(request), policy=policy, action="get"
-    )
+    await authorized(request, policy, Action.READ)
     await _wait_for_commit(request)
     if choice(request, "ref", ("live", "head"), "live") == "head":
         return await _head(request, policy)

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
 
 from aiohttp import web
 
+from api import keys
+from api.auth import Action, Caller, path_segments
 from api.problems import ProblemError
 from reconciler.core.model import PLATFORM, PolicyName, project_policy
-
-if TYPE_CHECKING:
-    from api.auth import Caller
 
 CALLER: web.RequestKey[Caller] = web.RequestKey("caller")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -34,9 +32,13 @@ def policy_of(request: web.Request) -> PolicyName:
         raise ProblemError(400, "validation_error", str(error)) from error
 
 
-def segments_of(request: web.Request) -> tuple[str, ...]:
-    """The path's segments, each decoded."""
-    return tuple(part for part in request.path.split("/") if part)
+async def authorized(request: web.Request, policy: PolicyName | None, action: Action) -> Caller:
+    """The caller, who may do this; 403 else, and 503 when nobody can say."""
+    caller = caller_of(request)
+    await request.app[keys.AUTHORIZER].authorize(
+        caller, request.method, path_segments(request.rel_url), policy=policy, action=action
+    )
+    return caller
 
 
 def flag(request: web.Request, name: str) -> bool:

@@ -10,7 +10,8 @@ from prometheus_client import generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from api import keys
-from api.requests import caller_of, segments_of
+from api.auth import Action, may_read
+from api.requests import authorized
 from api.statusview import Observed, narrowed, status_document
 from reconciler.core.conditions import StatusRecord
 from reconciler.core.errors import RegopsError
@@ -38,15 +39,14 @@ async def metrics(request: web.Request) -> web.Response:
 
 async def status(request: web.Request) -> web.Response:
     """Always 200: status is data. What cannot be read is Unknown, never Synced. A caller sees what it may read."""
-    authorizer, caller = request.app[keys.AUTHORIZER], caller_of(request)
-    await authorizer.authorize(caller, request.method, segments_of(request), policy=None, action="status")
+    caller = await authorized(request, None, Action.READ)
     last = request.app[keys.LAST_SEEN]
     try:
         last[0] = await _observe(request.app)
     except RegopsError:
         last[0] = replace(last[0], reachable=False)
     document = status_document(last[0], request.app[keys.PLACE], datetime.now(UTC))
-    document = narrowed(document, lambda name: authorizer.may_read(caller, name))
+    document = narrowed(document, lambda name: may_read(caller, name))
     return web.json_response(document, headers={"Cache-Control": "no-store"})
 
 

@@ -13,12 +13,13 @@ from aiohttp import web
 
 from api import bodies, keys
 from api.audited import ATTEMPT
+from api.auth import Action
 from api.envelope import REQUEST_ID
 from api.patch import merged, patched, replaced
 from api.preconditions import Preconditions
 from api.problems import CONTENT_TYPE, ProblemError, problem_of
 from api.progress import Sync
-from api.requests import caller_of, choice, flag, policy_of, seconds, segments_of
+from api.requests import authorized, caller_of, choice, flag, policy_of, seconds
 from reconciler.core.errors import RefusalError
 from reconciler.core.model import DATA_FILE, REGO_FILE, BlobIds, Content, PolicyName
 from reconciler.core.ports import Range
@@ -40,7 +41,7 @@ Decide = Callable[[Current], Content | None]
 
 async def put(request: web.Request) -> web.Response:
     """Create or replace: 201 or 200. An update needs ``If-Match``."""
-    policy = await _authorized(request, "put")
+    policy = await _authorized(request, Action.WRITE)
     conditions = Preconditions.of(request.headers)
     body = await bodies.read(request, bodies.PUT)
 
@@ -53,7 +54,7 @@ async def put(request: web.Request) -> web.Response:
 
 async def patch(request: web.Request) -> web.Response:
     """Replace ``rego`` or ``data``, or merge by RFC 7396."""
-    policy = await _authorized(request, "patch")
+    policy = await _authorized(request, Action.WRITE)
     conditions = Preconditions.of(request.headers)
     body = await bodies.read(request, bodies.PATCH)
 
@@ -69,7 +70,7 @@ async def patch(request: web.Request) -> web.Response:
 
 async def delete(request: web.Request) -> web.Response:
     """Remove a project's policy: 204."""
-    policy = await _authorized(request, "delete")
+    policy = await _authorized(request, Action.WRITE)
     conditions = Preconditions.of(request.headers)
 
     def decide(current: Current) -> None:
@@ -80,14 +81,14 @@ async def delete(request: web.Request) -> web.Response:
 
 async def delete_platform(request: web.Request) -> web.Response:
     """Never: every project may stand on it."""
-    await _authorized(request, "delete")
+    await _authorized(request, Action.WRITE)
     headers = {"Allow": "GET, HEAD, PUT, PATCH"}
     raise ProblemError(405, "method_not_allowed", "the platform's policy cannot be deleted", headers=headers)
 
 
 async def validate(request: web.Request) -> web.Response:
     """The verdict that a PUT would get; nothing is written."""
-    policy = await _authorized(request, "validate")
+    policy = await _authorized(request, Action.VALIDATE)
     body = await bodies.read(request, bodies.PUT)
     write = _write(request, policy, lambda current: replaced(body.policy, current.content), None)
     preview = await request.app[keys.WRITER].preview(write)
@@ -174,7 +175,7 @@ def _write(request: web.Request, policy: PolicyName, decide: Decide, key: KeyHas
     return Write(
         policy=policy,
         decide=decide,
-        author=caller.identity,
+        author=caller.identity(),
         actor=caller.sub,
         request_id=request[REQUEST_ID],
         key=key,
@@ -226,12 +227,10 @@ def _etag(blobs: BlobIds | None) -> str | None:
 # --- what the request says -------------------------------------------------------------------------------------------
 
 
-async def _authorized(request: web.Request, action: str) -> PolicyName:
+async def _authorized(request: web.Request, action: Action) -> PolicyName:
     """The policy, once the caller may do this to it."""
     policy = policy_of(request)
-    await request.app[keys.AUTHORIZER].authorize(
-        caller_of(request), request.method, segments_of(request), policy=policy, action=action
-    )
+    await authorized(request, policy, action)
     return policy
 
 

@@ -9,14 +9,15 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
 from aiohttp import web
-from api.ratelimit import Gate
 from prometheus_client import CollectorRegistry
 
 from api.app import Parts, create_app
 from api.audited import Auditor
+from api.auth import open_access
 from api.fleet import Fleet
 from api.followed import Followed
 from api.progress import Progress
+from api.ratelimit import Gate
 from api.status import metrics as serve_metrics
 from reconciler.adapters.etcd import EtcdStore
 from reconciler.adapters.git import GitSource
@@ -97,8 +98,7 @@ async def open_api(engine: Engine, group: asyncio.TaskGroup) -> AsyncIterator[No
         patience=settings.api.patience,
     )
     ledger = Ledger(store, space, settings.server.id)
-    verifier, authorizer = compose.make_auth(settings.auth)
-    async with verifier, authorizer:
+    async with open_access(settings.auth) as access:
         parts = Parts(
             store=store,
             keyspace=space,
@@ -108,8 +108,8 @@ async def open_api(engine: Engine, group: asyncio.TaskGroup) -> AsyncIterator[No
             registry=engine.registry,
             metrics=metrics,
             held=held,
-            verifier=verifier,
-            authorizer=authorizer,
+            verifier=access.verifier,
+            authorizer=access.authorizer,
             auditor=Auditor(sink, journal, metrics),
             writer=writer,
             ledger=ledger,
@@ -118,7 +118,7 @@ async def open_api(engine: Engine, group: asyncio.TaskGroup) -> AsyncIterator[No
             operations=Operations(store, space),
             serve_metrics=settings.server.metrics_port is None,
         )
-        for job in (mirror.run(), fleet.run(), held.run(), ledger.run(), writer.run(), told.run()):
+        for job in (mirror.run(), fleet.run(), held.run(), ledger.run(), writer.run(), told.run(), access.keys.run()):
             group.create_task(job)
         group.create_task(recover(journal, left, sink, engine.source))
         async with contextlib.AsyncExitStack() as stack:

@@ -33,6 +33,11 @@ class Caller:
         """Whether the built-in rule lets the caller read and write everything."""
         return ADMIN_ROLE in self.roles
 
+    @property
+    def id(self) -> str:
+        """Whose idempotency keys and rate these are; two issuers or tenants may have the same ``sub``."""
+        return f"{self.claims.get('iss')}\n{self.tenant}\n{self.sub}"
+
     def identity(self) -> Identity:
         """The author of the caller's commits: the claims ``name`` and ``email``, else ``sub``; safe in a Git header."""
         sub = _plain(self.sub) or "unknown"

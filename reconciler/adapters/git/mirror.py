@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Final
 
 import pygit2
 from pygit2.enums import ObjectType
@@ -15,13 +16,18 @@ from reconciler.adapters.git.access import Access
 from reconciler.adapters.git.failures import MirrorDamagedError, MirrorLockedError, clean
 from reconciler.adapters.git.folder import MirrorFolder
 from reconciler.adapters.git.objects import Objects, commit_of, entries_of
+from reconciler.adapters.git.trailers import Trailers
 from reconciler.adapters.git.transport import HEAD_REF, Transport
 from reconciler.adapters.git.tree import Layout
+from reconciler.adapters.git.writing import COMMITTER, Pen
 from reconciler.core.errors import RegopsError, TransientError
 from reconciler.core.model import BlobIds, CommitInfo, Content, PolicyName, Tree
-from reconciler.core.ports import PastVersion
+from reconciler.core.ports import Edit, Identity, PastVersion, Push, PushResult
 
 log = logging.getLogger(__name__)
+
+_FETCHES: Final = 5
+"""How often a fetch is made again because a push overtook it."""
 
 
 class GitSource:
@@ -42,7 +48,9 @@ class GitSource:
         path: str = "policies",
         fetch_timeout: float = 60.0,
         clone_timeout: float = 600.0,
+        push_timeout: float = 20.0,
         access: Access | None = None,
+        committer: Identity = COMMITTER,
     ) -> None:
         self._remote = remote
         self._fetch_timeout = fetch_timeout
@@ -51,20 +59,63 @@ class GitSource:
         self._transport = Transport(remote, branch, access or Access())
         self._objects = Objects(self._folder.path)
         self._layout = Layout(path)
+        self._push_timeout = push_timeout
+        self._pen = Pen(path, committer)
+        self._trailers = Trailers(committer)
+        self._head: str | None = None
+        self._pushes = 0
         self._heights = history.Heights()
         self._changes = history.Changes(self._layout)
         self._fetching = asyncio.Lock()
         self._walking = asyncio.Lock()
 
     async def fetch(self) -> str:
-        """See `Source.fetch`. One at a time; a caller that waits for another's fetch then makes its own."""
+        """See `Source.fetch`. One at a time; a caller that waits for another's fetch then makes its own.
+
+        A fetch during which a push was accepted may have seen the branch before it: it is made again, so that the head
+        never goes back.
+        """
         async with self._fetching:
-            if await self._objects.files(self._folder.usable) and not self._objects.damaged:
-                try:
-                    return await self._update()
-                except MirrorDamagedError as error:
-                    log.warning("git mirror is damaged", extra={"cause": clean(error.message)})
-            return await self._clone()
+            for _ in range(_FETCHES):
+                pushes = self._pushes
+                head = await self._bring()
+                if pushes == self._pushes:
+                    break
+            else:
+                head = self._head or head
+            self._head = head
+            return head
+
+    async def head(self) -> str | None:
+        """See `Branch.head`."""
+        return self._head
+
+    async def commit(self, parent: str, edit: Edit) -> str:
+        """See `Branch.commit`."""
+        return await self._objects.run(lambda repository: self._pen.commit(repository, parent, edit))
+
+    async def push(self, base: str, tip: str) -> Push:
+        """See `Branch.push`. Runs beside a fetch; only objects are shared, and those never change."""
+        push = await self._transport.push(self._folder.path, base, tip, self._push_timeout)
+        if push.result is PushResult.ACCEPTED:
+            self._pushes += 1
+            if self._head == base:  # else a later fetch has already seen more than this answer tells
+                self._head = tip
+        return push
+
+    async def trailers(self, head: str, name: str, *, since: float) -> Mapping[str, str]:
+        """See `Branch.trailers`."""
+        async with self._walking:
+            return await self._objects.walk(lambda repository: self._trailers.find(repository, head, name, since))
+
+    async def _bring(self) -> str:
+        """The branch's head, fetched into the mirror, or cloned where there is no usable one."""
+        if await self._objects.files(self._folder.usable) and not self._objects.damaged:
+            try:
+                return await self._update()
+            except MirrorDamagedError as error:
+                log.warning("git mirror is damaged", extra={"cause": clean(error.message)})
+        return await self._clone()
 
     async def tree(self, commit: str) -> Tree:
         """See `Source.tree`."""

@@ -16,7 +16,9 @@ import pygit2
 from reconciler.adapters.git.access import Access, unset_inherited
 from reconciler.adapters.git.failures import NoSuchRefError, clean, disk_failure, failure_of
 from reconciler.adapters.git.process import Completed, GitProcess
+from reconciler.adapters.git.pushing import outcome_of
 from reconciler.core.errors import StalledError, TransientError
+from reconciler.core.ports import Push, PushResult
 
 log = logging.getLogger(__name__)
 
@@ -69,6 +71,25 @@ class Transport:
         except NoSuchRefError as error:
             raise await self._why_no_branch(repository) from error
 
+    async def push(self, repository: Path, base: str, tip: str, timeout: float) -> Push:  # noqa: ASYNC109 the same
+        """Move the remote branch from ``base`` to ``tip``: see `Branch.push`.
+
+        The lease is the compare-and-set: the remote moves the branch only from exactly ``base``, also where another
+        commit would make it a fast-forward. A hang is ended after ``timeout`` seconds and is an unknown outcome.
+        """
+        branch = f"refs/heads/{self._branch}"
+        arguments = ["push", "--porcelain", "--no-verify", "--no-follow-tags", "--no-recurse-submodules"]
+        arguments += [f"--force-with-lease={branch}:{base}", "--", self._remote, f"{tip}:{branch}"]
+        try:
+            completed = await self._run(self._process(repository, arguments, timeout))
+        except TimeoutError:
+            return Push(PushResult.UNKNOWN, f"{clean(self._remote)} did not answer within {timeout:g} s")
+        except OSError as error:
+            raise disk_failure(error, str(repository)) from error
+        if completed.status < 0:
+            return Push(PushResult.UNKNOWN, "git was ended while it pushed")
+        return outcome_of(completed, self._remote)
+
     async def pack(self, repository: Path) -> None:
         """Unite small packs and loose objects (git ≥ 2.32); nothing that was ever fetched is dropped."""
         await self._succeed(repository, ["repack", "--geometric=2", "-d", "-q"], _PACK_TIMEOUT)
@@ -106,15 +127,7 @@ class Transport:
         silence: float | None = None,
         on_errors: Callable[[bytes], None] = lambda _chunk: None,
     ) -> Completed:
-        command = [*unset_inherited(), "git", f"--git-dir={repository}", *self._access.options(), *arguments]
-        process = GitProcess(
-            command,
-            folder=repository,
-            environment=self._access.environment(),
-            timeout=timeout,
-            silence=silence,
-            on_errors=on_errors,
-        )
+        process = self._process(repository, arguments, timeout, silence, on_errors)
         try:
             completed = await self._run(process)
         except TimeoutError as error:
@@ -128,6 +141,24 @@ class Transport:
         if completed.status != 0:
             raise failure_of(completed.errors, remote=self._remote, status=completed.status)
         return completed
+
+    def _process(
+        self,
+        repository: Path,
+        arguments: Sequence[str],
+        timeout: float,
+        silence: float | None = None,
+        on_errors: Callable[[bytes], None] = lambda _chunk: None,
+    ) -> GitProcess:
+        command = [*unset_inherited(), "git", f"--git-dir={repository}", *self._access.options(), *arguments]
+        return GitProcess(
+            command,
+            folder=repository,
+            environment=self._access.environment(),
+            timeout=timeout,
+            silence=silence,
+            on_errors=on_errors,
+        )
 
     async def _run(self, process: GitProcess) -> Completed:
         """Run in a thread; on cancellation the process is dead before the cancellation goes on."""
