@@ -26,6 +26,8 @@ from regops.commands.errors import one_line
 from regops.commands.target import DEFAULT_STATE
 from regops.commands.token import token
 from regops.devstate import DevState, git
+from regops.issuer import Issuer, ready_entries, server_environment
+from regops.issuer import serve as serve_keys
 from regops.supervise import Program, Supervisor
 
 _START_SECONDS = 60.0
@@ -125,8 +127,15 @@ class _Dev:
             _say(f"ended what a former run had left: {', '.join(ended)}")
         began = monotonic()
         try:
-            async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=2)) as session:
-                await self._start(tools, session)
+            async with contextlib.AsyncExitStack() as stack:
+                timeout = aiohttp.ClientTimeout(total=2)
+                session = await stack.enter_async_context(aiohttp.ClientSession(timeout=timeout))
+                issuer = Issuer.open(self._state.folder, create=True)
+                ports = self._ports()
+                jwks_url = await stack.enter_async_context(serve_keys(issuer, ports["issuer"]))
+                await self._start(tools, session, ports, jwks_url)
+                self._document |= ready_entries(issuer, jwks_url, "billing")
+                self._started(self._supervisor.pids())
                 _say(f"ready after {monotonic() - began:.1f} s")
                 return await self._go(session)
         finally:
@@ -154,18 +163,22 @@ class _Dev:
 
     # --- starting ----------------------------------------------------------------------------------------------------
 
-    async def _start(self, tools: dict[str, Path], session: aiohttp.ClientSession) -> None:
+    def _ports(self) -> dict[str, int]:
+        usual = {"api": 8080, "issuer": 8090, "etcd": 2379, "etcd-peer": 2380, "mongo": 27017}
+        indexes = range(self._options.opas)
+        usual |= {f"{kind}-{i}": base + i for i in indexes for kind, base in (("agent", 8282), ("opa", 8181))}
+        return self._state.ports(list(usual), None if self._options.auto_ports else usual)
+
+    async def _start(
+        self, tools: dict[str, Path], session: aiohttp.ClientSession, ports: dict[str, int], jwks_url: str
+    ) -> None:
         options, folder = self._options, self._state.folder
         indexes = range(options.opas)
-        names = ["api", "etcd", "etcd-peer", "mongo", *(f"{kind}-{i}" for i in indexes for kind in ("agent", "opa"))]
-        usual = {"api": 8080, "etcd": 2379, "etcd-peer": 2380, "mongo": 27017}
-        usual |= {f"{kind}-{i}": base + i for i in indexes for kind, base in (("agent", 8282), ("opa", 8181))}
-        ports = self._state.ports(names, None if options.auto_ports else usual)
         urls = {name: f"http://127.0.0.1:{port}" for name, port in ports.items()}
         remote = options.remote
         if remote is None:
             remote = await asyncio.to_thread(self._state.repository, options.branch, options.path)
-        programs = _Programs(folder, ports, urls, session, tools, remote, options)
+        programs = _Programs(folder, ports, urls, session, tools, remote, jwks_url, options)
         await asyncio.gather(
             self._supervisor.start(programs.etcd(), _START_SECONDS),
             self._supervisor.start(programs.mongo(), _START_SECONDS),
@@ -182,7 +195,6 @@ class _Dev:
             "opa": [urls[f"opa-{i}"] for i in indexes],
             "mongo": f"mongodb://127.0.0.1:{ports['mongo']}",
         }
-        self._started(self._supervisor.pids())
 
     # --- once --------------------------------------------------------------------------------------------------------
 
@@ -224,6 +236,7 @@ class _Programs:
     session: aiohttp.ClientSession
     tools: dict[str, Path]
     remote: str
+    jwks_url: str
     options: Options
 
     def etcd(self) -> Program:
@@ -247,6 +260,7 @@ class _Programs:
     def server(self) -> Program:
         environment = {
             **self._common(),
+            **server_environment(self.jwks_url, self.urls["opa-0"]),
             "REGOPS_GIT_REMOTE": self.remote,
             "REGOPS_GIT_BRANCH": self.options.branch,
             "REGOPS_GIT_PATH": self.options.path,
@@ -282,7 +296,7 @@ class _Programs:
 
     def _common(self) -> dict[str, str]:
         """No setting of the user's shell may move the ports or folders of a child."""
-        groups = ("REGOPS_GIT_", "REGOPS_ETCD_", "REGOPS_SERVER_", "REGOPS_AGENT_")
+        groups = ("REGOPS_GIT_", "REGOPS_ETCD_", "REGOPS_SERVER_", "REGOPS_AGENT_", "REGOPS_AUTH_")
         cleared = {name: "" for name in os.environ if name.startswith(groups)}
         if cleared:
             raise StalledError(
@@ -321,7 +335,7 @@ def _welcome(document: dict[str, Any], path: str) -> str:
     query = json.dumps({"input": DEMO_INPUT}, separators=(",", ":"))
     file = f"{path}/{DEMO_FILE}"
     return f"""
-  API     {document["api"]}/status
+  API     {document["api"]}   (described at {document["api"]}/docs; a token: regops dev token --role platform_admin)
   OPA     {", ".join(document["opa"])}
   Git     {document["git"]}
   etcd    {", ".join(document["etcd"])}

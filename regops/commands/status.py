@@ -29,7 +29,7 @@ Examples:
 @one_line
 def status(target: Target, *, as_json: bool) -> None:
     """Show conditions, the applied commit, held policies with their errors, and each agent's receipt."""
-    document = asyncio.run(get_json(f"{target.url()}/status"))
+    document = asyncio.run(get_json(target, "/status"))
     click.echo(json.dumps(document, indent=2, ensure_ascii=False) if as_json else _page(document))
 
 
@@ -101,7 +101,7 @@ def fleet(context: click.Context, target: Target, *, as_json: bool) -> None:
     """Show each OPA's agent and the commit that the OPA proves to enforce."""
     context.obj = target
     if context.invoked_subcommand is None:
-        document = asyncio.run(get_json(f"{target.url()}/status"))
+        document = asyncio.run(get_json(target, "/status"))
         agents = json.dumps(document["agents"], indent=2, ensure_ascii=False)
         click.echo(agents if as_json else _fleet(document))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,26 @@ class Target:
     state: Path
     server: str | None
     config: Path | None
+    token_file: Path | None = None
+
+    def token(self) -> str:
+        """The token to show to the API: of the file, of ``REGOPS_TOKEN``, or the admin's of a running `regops dev`."""
+        if self.token_file is not None:
+            try:
+                return self.token_file.read_text(encoding="utf-8").strip()
+            except OSError as error:
+                raise StalledError(
+                    f"{self.token_file}: {error.strerror}", remedy="Name a file with a token."
+                ) from error
+        if "REGOPS_TOKEN" in os.environ:
+            return os.environ["REGOPS_TOKEN"].strip()
+        if self.server or self.config:
+            raise StalledError(
+                "this server asks for a token",
+                reason="Unauthorized",
+                remedy="Give one with --token-file FILE or in REGOPS_TOKEN.",
+            )
+        return str(self._ready()["tokens"]["admin"])
 
     def url(self) -> str:
         """Where the API is."""
@@ -65,12 +86,15 @@ class Target:
 def target_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """The options ``--state``, ``--server`` and ``--config``, handed over as one ``target``."""
 
-    def run(*args: Any, state: Path, server: str | None, config: Path | None, **kwargs: Any) -> Any:
-        return command(*args, target=Target(state, server, config), **kwargs)
+    def run(
+        *args: Any, state: Path, server: str | None, config: Path | None, token_file: Path | None, **kwargs: Any
+    ) -> Any:
+        return command(*args, target=Target(state, server, config, token_file), **kwargs)
 
     run.__name__, run.__doc__ = command.__name__, command.__doc__
     folder = click.Path(path_type=Path)
     run = click.option("--config", type=folder, envvar="REGOPS_CONFIG", help="Settings file of a server.")(run)
+    run = click.option("--token-file", type=folder, help="File with the token for the API (or REGOPS_TOKEN).")(run)
     run = click.option("--server", metavar="URL", envvar="REGOPS_SERVER", help="Address of a server's API.")(run)
     return click.option(
         "--state",
@@ -82,14 +106,15 @@ def target_options(command: Callable[..., Any]) -> Callable[..., Any]:
     )(run)
 
 
-async def get_json(url: str) -> dict[str, Any]:
+async def get_json(target: Target, path: str) -> dict[str, Any]:
     """GET a JSON document of a server. Raises `StoreError` when it cannot be asked."""
     import aiohttp  # noqa: PLC0415 commands that do not ask a server start quicker without it
 
+    url, headers = f"{target.url()}{path}", {"Authorization": f"Bearer {target.token()}"}
     try:
         async with (
             aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=10)) as session,
-            session.get(url, raise_for_status=True) as answer,
+            session.get(url, headers=headers, raise_for_status=True) as answer,
         ):
             document: dict[str, Any] = await answer.json()
             return document
