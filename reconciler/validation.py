@@ -131,11 +131,11 @@ class Judge:
         """While open, these texts can be judged by their blob ids although Git does not have them."""
         texts = {content.blob_ids(): content for content in contents}
         self._texts |= texts
-        self._beside.update(texts)
+        self._beside.update(texts.keys())
         try:
             yield
         finally:
-            self._beside.subtract(texts)
+            self._beside.subtract(texts.keys())
             for blobs in texts:
                 if not self._beside[blobs]:
                     del self._beside[blobs], self._texts[blobs]

@@ -292,7 +292,7 @@ class _Programs:
         words = [str(self.tools["opa"]), "run", "--server", "--addr", f"127.0.0.1:{self.ports[name]}"]
         words += ["--config-file", str(config), "--skip-version-check", "--shutdown-grace-period", "1"]
         words += ["--log-level", "error"]
-        return Program(name, words, self._log(name), self._http(f"{self.urls[name]}/health"))
+        return Program(name, words, self._log(name), self._http(f"{self.urls[name]}/health?bundles"))
 
     def _common(self) -> dict[str, str]:
         """No setting of the user's shell may move the ports or folders of a child."""
