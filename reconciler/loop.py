@@ -1,19 +1,21 @@
 """WHEN a pass runs: triggers, coalescing, the only backoff, and the status that says what came of it.
 
-One outcome of a pass, one rule for the next: transient → back off (with jitter; a new trigger cuts it short); conflict
-→ again at once, bounded; stalled → wait for a trigger or the next poll. Whatever else a pass raises is logged with its
-traceback, counted and backed off from: a defect must not end the process.
+One outcome of a pass, one rule for the next: transient → back off (with jitter; a new trigger cuts it short; never
+longer than a sound source waits for its poll); conflict → again at once, bounded; stalled → wait for a trigger or the
+next poll. Whatever else a pass raises is logged with its traceback, counted and backed off from: a defect must not end
+the process.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import random
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from time import monotonic
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from reconciler.core.conditions import (
     HISTORY_REWRITTEN,
@@ -33,6 +35,9 @@ from reconciler.settings import GitSettings, LoopSettings
 from reconciler.triggers import Kind, Mailbox, Trigger
 
 log = logging.getLogger(__name__)
+
+_LEAD_SECONDS: Final = 0.1
+"""How soon a leader whose lease could not be renewed looks whether it is again."""
 
 
 class Leading(Protocol):
@@ -67,7 +72,11 @@ class StatusKeeper:
         )
 
     async def load(self) -> None:
-        """Take over what the former leader found, so that transition times and notices survive it."""
+        """Take over what the former leader found, so that transition times and notices survive it.
+
+        What this replica published under an earlier leadership says nothing about what is there now.
+        """
+        self._published = None
         kvs = (await self._store.read(Range(self._keyspace.status))).ranges[0]
         try:
             former = StatusRecord.decode(kvs[0].value) if kvs else None
@@ -119,13 +128,16 @@ class Loop:
     async def run(self, leadership: Leading) -> None:
         """Pass after pass until cancelled. The first one of a new leader writes ``applied`` anew."""
         self._renew = True
+        self._failures = 0
         self._reconciler.invalidate()
         await self._load_status()
         trigger = Trigger(Kind.START, self._clock())
         while True:
             self._metrics.triggers.labels(trigger.kind).inc()
-            if leadership.valid():
-                await self._turn(leadership, trigger)
+            # The trigger is kept meanwhile: nobody repeats it when etcd is back.
+            while not leadership.valid():  # noqa: ASYNC110 time alone ends it, so nobody could set an event
+                await asyncio.sleep(_LEAD_SECONDS)
+            await self._turn(leadership, trigger)
             trigger = await self._mailbox.take(self._wait())
 
     async def _load_status(self) -> None:
@@ -138,7 +150,8 @@ class Loop:
         """Seconds until the next look when nothing triggers one."""
         if not self._failures:
             return self._git.poll_interval * random.uniform(0.9, 1.1)  # noqa: S311 jitter is no secret
-        longest: float = min(self._settings.backoff_max, self._settings.backoff_min * 2 ** min(self._failures - 1, 16))
+        most = min(self._settings.backoff_max, max(self._settings.backoff_min, self._git.poll_interval))
+        longest: float = min(most, self._settings.backoff_min * 2 ** min(self._failures - 1, 16))
         return longest * random.uniform(0.5, 1.0)  # noqa: S311 the same
 
     async def _turn(self, leadership: Leading, trigger: Trigger) -> None:
