@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from aiohttp import web
 from prometheus_client import CollectorRegistry
@@ -21,14 +21,19 @@ def create_app(
     mirror: keys.Mirrored,
     source: Mapping[str, str],
     registry: CollectorRegistry,
+    waits_for: Callable[[], Mapping[str, str]] = dict,
 ) -> web.Application:
-    """The HTTP face of one replica. ``source`` is {remote, branch, path}, shown while no leader has told its own."""
+    """The HTTP face of one replica. ``source`` is {remote, branch, path}, shown while no leader has told its own.
+
+    ``waits_for``: what else keeps the replica from being ready, by outside system (see `api.status.readyz`).
+    """
     app = web.Application(middlewares=[problems.middleware(ApiMetrics(registry))])
     app[keys.STORE] = store
     app[keys.KEYSPACE] = keyspace
     app[keys.MIRROR] = mirror
     app[keys.SOURCE] = source
     app[keys.REGISTRY] = registry
+    app[keys.WAITS_FOR] = waits_for
     app[keys.LAST_SEEN] = [Observed()]
     app.add_routes(
         [

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Protocol, TypeVar
 
 from aiohttp import web
@@ -32,3 +32,4 @@ MIRROR: web.AppKey[Mirrored] = web.AppKey("mirror")
 REGISTRY = web.AppKey("registry", CollectorRegistry)
 SOURCE: web.AppKey[Mapping[str, str]] = web.AppKey("source")
 LAST_SEEN: web.AppKey[list[Observed]] = web.AppKey("last_seen")
+WAITS_FOR: web.AppKey[Callable[[], Mapping[str, str]]] = web.AppKey("waits_for")

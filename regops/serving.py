@@ -6,8 +6,8 @@ import asyncio
 import contextlib
 import logging
 import signal
-from collections.abc import AsyncIterator, Coroutine
-from typing import Any
+from collections.abc import AsyncIterator, Coroutine, Iterator
+from typing import Any, NoReturn
 
 from aiohttp import web
 from prometheus_client import CollectorRegistry
@@ -19,11 +19,14 @@ from reconciler.adapters.etcd import Election, EtcdStore
 from reconciler.agent.agent import Agent, AgentConfig
 from reconciler.agent.mirror import Mirror
 from reconciler.agent.scope import ALL, Scope
+from reconciler.core.conditions import FETCH_FAILED, RECONCILING
 from reconciler.core.errors import RegopsError
+from reconciler.core.ports import Source
 from reconciler.loop import Loop, StatusKeeper
 from reconciler.metrics import LoopMetrics, StoreMetrics
 from reconciler.settings import Settings
 from reconciler.triggers import DriftWatch, Mailbox, watch_files
+from reconciler.validation import Judge
 from regops import compose
 
 log = logging.getLogger(__name__)
@@ -31,7 +34,7 @@ log = logging.getLogger(__name__)
 HEALTH_INTERVAL = 60.0
 """Seconds between two looks at etcd's size and alarms."""
 RETRY_SECONDS = 1.0
-"""Pause before campaigning again when etcd did not answer."""
+"""Pause before trying again what could not be started, or to campaign when etcd did not answer."""
 
 
 async def until_signalled(main: Coroutine[Any, Any, None]) -> None:
@@ -45,18 +48,24 @@ async def until_signalled(main: Coroutine[Any, Any, None]) -> None:
 
 
 async def serve(settings: Settings, *, api: bool, reconciler: bool) -> None:
-    """A server: API and mirror, and the loop while this replica leads. Runs until cancelled."""
+    """A server: API and mirror, and the loop while this replica leads. Runs until cancelled.
+
+    An etcd, a Git remote or an OPA that is away is waited for; raises `RegopsError` only for wrong settings.
+    """
+    if reconciler:
+        compose.check_source(settings)
     registry = _registry()
     async with contextlib.AsyncExitStack() as stack:
         store = await stack.enter_async_context(compose.open_store(settings.etcd))
         group = await stack.enter_async_context(asyncio.TaskGroup())
         group.create_task(_watch_health(store, StoreMetrics(registry)), name="etcd health")
+        contender = Contender(settings, store, LoopMetrics(registry)) if reconciler else None
         if api:
             mirror = Mirror(store, compose.keyspace(settings.etcd))
             group.create_task(mirror.run(), name="mirror")
-            await stack.enter_async_context(_listening(settings, store, mirror, registry))
-        if reconciler:
-            group.create_task(_reconcile(settings, store, LoopMetrics(registry)), name="reconciler")
+            await stack.enter_async_context(_listening(settings, store, mirror, contender, registry))
+        if contender is not None:
+            group.create_task(contender.run(), name="reconciler")
         await asyncio.Event().wait()
 
 
@@ -78,31 +87,73 @@ async def serve_agent(settings: Settings) -> None:
         await agent.run()
 
 
-async def _reconcile(settings: Settings, store: EtcdStore, metrics: LoopMetrics) -> None:
-    """Compete for the lead for ever; while leading, run the loop."""
-    keyspace = compose.keyspace(settings.etcd)
-    election = Election(store, keyspace.leader, settings.server.id, settings.server.lease_ttl)
-    settings.server.state.mkdir(parents=True, exist_ok=True)
-    async with compose.open_source(settings) as source, compose.open_judge(settings, source) as judge:
-        engine = compose.make_reconciler(settings, source, store, judge)
-        mailbox = Mailbox()
+class Contender:
+    """Competes for the lead for ever; while leading, runs the loop. `waits_for` says what it lacks."""
+
+    def __init__(self, settings: Settings, store: EtcdStore, metrics: LoopMetrics) -> None:
+        self._settings = settings
+        self._store = store
+        self._metrics = metrics
+        self._keyspace = compose.keyspace(settings.etcd)
         place = {"remote": settings.git.remote, "branch": settings.git.branch, "path": settings.git.path}
-        status = StatusKeeper(store, keyspace, source=place, leader=settings.server.id)
-        loop = Loop(engine, mailbox, status, git=settings.git, settings=settings.loop, metrics=metrics)
-        drift = DriftWatch(store, keyspace, mailbox, engine, restarted=metrics.watch_restarts.inc)
+        self._status = StatusKeeper(store, self._keyspace, source=place, leader=settings.server.id)
+        self._missing: str | None = "it was not started yet"
+        self._leads = False
+
+    def waits_for(self) -> dict[str, str]:
+        """``opa`` until the compiler was up once; ``git`` while this replica leads and never reached the remote."""
+        found = {} if self._missing is None else {"opa": self._missing}
+        conditions = {condition.type: condition for condition in self._status.record.conditions}
+        if self._leads and not conditions:
+            found["git"] = "the first pass has not ended yet"
+        elif self._leads and FETCH_FAILED in conditions and RECONCILING in conditions:
+            found["git"] = conditions[FETCH_FAILED].message
+        return found
+
+    async def run(self) -> None:
+        """Start what a leader needs, trying until it is there; then compete. Ends only by cancellation."""
         while True:
             try:
-                async with election.lead() as leadership:
-                    log.info("leading", extra={"replica": settings.server.id})
-                    metrics.leader.set(1)
-                    async with watch_files(settings.git.remote, mailbox):
+                async with (
+                    compose.open_source(self._settings) as source,
+                    compose.open_judge(self._settings, source) as judge,
+                ):
+                    self._missing = None
+                    await self.compete(source, judge)
+            except RegopsError as error:
+                self._missing = str(error)
+                log.warning("reconciler cannot start", extra={"reason": error.reason, "error": str(error)})
+                await asyncio.sleep(RETRY_SECONDS)
+
+    async def compete(self, source: Source, judge: Judge) -> NoReturn:
+        """Campaign, lead, and again; an etcd that is away is asked again."""
+        own, git = self._settings.server, self._settings.git
+        election = Election(self._store, self._keyspace.leader, own.id, own.lease_ttl)
+        engine = compose.make_reconciler(self._settings, source, self._store, judge)
+        mailbox = Mailbox()
+        loop = Loop(engine, mailbox, self._status, git=git, settings=self._settings.loop, metrics=self._metrics)
+        restarted = self._metrics.watch_restarts.inc
+        drift = DriftWatch(self._store, self._keyspace, mailbox, engine, restarted=restarted)
+        while True:
+            try:
+                async with election.lead() as leadership, watch_files(git.remote, mailbox):
+                    with self._leading():
                         await _first_of(loop.run(leadership), drift.run(), leadership.lost())
             except RegopsError as error:
                 log.warning("no lead", extra={"reason": error.reason, "error": str(error)})
                 await asyncio.sleep(RETRY_SECONDS)
-            finally:
-                metrics.leader.set(0)
-            log.warning("leading no more", extra={"replica": settings.server.id})
+
+    @contextlib.contextmanager
+    def _leading(self) -> Iterator[None]:
+        log.info("leading", extra={"replica": self._settings.server.id})
+        self._metrics.leader.set(1)
+        self._leads = True
+        try:
+            yield
+        finally:
+            self._leads = False
+            self._metrics.leader.set(0)
+            log.warning("leading no more", extra={"replica": self._settings.server.id})
 
 
 async def _first_of(*jobs: Coroutine[Any, Any, None]) -> None:
@@ -120,7 +171,7 @@ async def _first_of(*jobs: Coroutine[Any, Any, None]) -> None:
 
 @contextlib.asynccontextmanager
 async def _listening(
-    settings: Settings, store: EtcdStore, mirror: Mirror, registry: CollectorRegistry
+    settings: Settings, store: EtcdStore, mirror: Mirror, contender: Contender | None, registry: CollectorRegistry
 ) -> AsyncIterator[None]:
     """The API on its port, as long as the block runs."""
     app = create_app(
@@ -129,6 +180,7 @@ async def _listening(
         mirror=mirror,
         source={"remote": settings.git.remote, "branch": settings.git.branch, "path": settings.git.path},
         registry=registry,
+        waits_for=contender.waits_for if contender else dict,
     )
     runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=1.0)
     await runner.setup()
@@ -143,13 +195,17 @@ async def _listening(
 
 async def _watch_health(store: EtcdStore, metrics: StoreMetrics) -> None:
     """Look at etcd's version, size, quota, alarms and request limit at start and every minute after."""
+    told = ""
     while True:
         try:
             health = await store.health()
         except RegopsError as error:
-            log.warning("etcd not examined", extra={"reason": error.reason, "error": str(error)})
+            if told != error.reason:  # once: whoever needs etcd says so again and again
+                told = error.reason
+                log.warning("etcd not examined", extra={"reason": error.reason, "error": str(error)})
             await asyncio.sleep(RETRY_SECONDS)
             continue
+        told = ""
         metrics.db_size.set(health.db_size)
         metrics.quota.set(health.quota)
         metrics.alarms.set(len(health.alarms))
