@@ -19,6 +19,7 @@ from typing import Any, Final, Protocol
 
 from reconciler.core.conditions import (
     HISTORY_REWRITTEN,
+    READY,
     Findings,
     StatusRecord,
     after_failure,
@@ -29,6 +30,7 @@ from reconciler.core.errors import ConflictError, RegopsError, StalledError
 from reconciler.core.keyspace import Keyspace
 from reconciler.core.plan import Operation
 from reconciler.core.ports import Fence, KeyValueStore, Put, Range, Transaction
+from reconciler.core.records import Requested
 from reconciler.metrics import LoopMetrics
 from reconciler.reconcile import PassResult, Reconciler
 from reconciler.settings import GitSettings, LoopSettings
@@ -85,6 +87,14 @@ class StatusKeeper:
         if former is not None:
             self.record = replace(former, source=self.record.source, leader=self.record.leader)
 
+    async def requested(self) -> str | None:
+        """The token of the last request; ``None`` where there is none or etcd does not answer."""
+        try:
+            kvs = (await self._store.read(Range(self._keyspace.requested))).ranges[0]
+            return Requested.decode(kvs[0].value).token if kvs else None
+        except (RegopsError, ValueError, TypeError, KeyError):
+            return None
+
     async def publish(self, fence: Fence, record: StatusRecord, now: str) -> None:
         """Write the record when something in it changed. An etcd that is away is no error here: it shows as Unknown."""
         self.record = record
@@ -138,7 +148,7 @@ class Loop:
             while not leadership.valid():  # noqa: ASYNC110 time alone ends it, so nobody could set an event
                 await asyncio.sleep(_LEAD_SECONDS)
             await self._turn(leadership, trigger)
-            trigger = await self._mailbox.take(self._wait())
+            trigger = await self._mailbox.take(next_look(self._failures, self._git.poll_interval, self._settings))
 
     async def _load_status(self) -> None:
         try:
@@ -146,30 +156,25 @@ class Loop:
         except RegopsError as error:
             log.warning("former status not read", extra={"reason": error.reason})
 
-    def _wait(self) -> float:
-        """Seconds until the next look when nothing triggers one."""
-        if not self._failures:
-            return self._git.poll_interval * random.uniform(0.9, 1.1)  # noqa: S311 jitter is no secret
-        most = min(self._settings.backoff_max, max(self._settings.backoff_min, self._git.poll_interval))
-        longest: float = min(most, self._settings.backoff_min * 2 ** min(self._failures - 1, 16))
-        return longest * random.uniform(0.5, 1.0)  # noqa: S311 the same
-
     async def _turn(self, leadership: Leading, trigger: Trigger) -> None:
         """One pass and its bookkeeping; raises nothing but cancellation."""
         if monotonic() - self._compared > self._settings.full_compare_interval:
             self._reconciler.invalidate()
             self._compared = monotonic()
+        # A request is handled by the next pass also when that fails: whoever waits for it is to learn why. It is read
+        # before the pass, and not where a push should be live soon.
+        asked = None if trigger.kind is Kind.PUSH else await self._status.requested()
         started = monotonic()
         try:
             result = await self._pass(leadership)
         except RegopsError as error:
             self._failed(error, trigger)
-            await self._publish(leadership, self._failure_record(error))
+            await self._publish(leadership, self._failure_record(error, asked))
         except Exception as error:
             log.exception("pass failed unexpectedly")
             failure = RegopsError(f"{type(error).__name__}: {error}", reason="InternalError")
             self._failed(failure, trigger)
-            await self._publish(leadership, self._failure_record(failure))
+            await self._publish(leadership, self._failure_record(failure, asked))
         else:
             self._failures = 0
             self._renew = False
@@ -196,7 +201,6 @@ class Loop:
         self._metrics.policies.labels("held").set(len(result.held))
         self._metrics.blocked_deletions.set(len(result.ruling.blocked))
         self._metrics.foreign_keys.set(len(result.foreign))
-        self._metrics.ready.set(not result.held)
         if not result.wrote:
             return
         self._metrics.last_applied.set(self._clock().timestamp())
@@ -212,13 +216,13 @@ class Loop:
         self._reconciler.invalidate()
         self._metrics.passes.labels(error.outcome).inc()
         self._metrics.failures.labels(error.reason).inc()
-        self._metrics.ready.set(0)
         level = logging.INFO if self._failures > 1 else logging.WARNING
         log.log(level, "pass failed", extra={"reason": error.reason, "error": str(error), "trigger": trigger.kind})
 
     async def _publish(self, leadership: Leading, record: StatusRecord) -> None:
         now = self._clock().astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
         conditions = carry_over(record.conditions, self._status.record.conditions, now)
+        self._metrics.ready.set(any(each.type == READY and each.status == "True" for each in conditions))
         await self._status.publish(leadership.fence, replace(record, conditions=conditions), now)
 
     def _record(self, result: PassResult, trigger: Trigger) -> StatusRecord:
@@ -254,7 +258,7 @@ class Loop:
             last_apply=self._last_apply(result, trigger) if result.wrote else former.last_apply,
         )
 
-    def _failure_record(self, error: RegopsError) -> StatusRecord:
+    def _failure_record(self, error: RegopsError, asked: str | None) -> StatusRecord:
         former = self._status.record
         conditions = after_failure(
             error.reason,
@@ -263,7 +267,8 @@ class Loop:
             stalled=isinstance(error, StalledError),
             before=former.conditions,
         )
-        return replace(former, conditions=conditions)
+        handled = asked or former.last_handled_reconcile_at
+        return replace(former, conditions=conditions, last_handled_reconcile_at=handled)
 
     def _last_apply(self, result: PassResult, trigger: Trigger) -> dict[str, Any]:
         seen = trigger.seen_at.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
@@ -274,6 +279,16 @@ class Loop:
             **result.stages,
             **_counts(result),
         }
+
+
+def next_look(failures: int, poll: float, settings: LoopSettings) -> float:
+    """Seconds until the next look when nothing triggers one: the poll's, or after ``failures`` in a row a wait that
+    doubles, up to the longest one, and never becomes longer than the poll's. Jitter keeps replicas out of step."""
+    if not failures:
+        return poll * random.uniform(0.9, 1.1)  # noqa: S311 jitter is no secret
+    most = min(settings.backoff_max, max(settings.backoff_min, poll))
+    longest: float = min(most, settings.backoff_min * 2 ** min(failures - 1, 16))
+    return longest * random.uniform(0.5, 1.0)  # noqa: S311 the same
 
 
 def _counts(result: PassResult) -> dict[str, int]:

@@ -97,6 +97,7 @@ class Contender:
         self._keyspace = compose.keyspace(settings.etcd)
         place = {"remote": settings.git.remote, "branch": settings.git.branch, "path": settings.git.path}
         self._status = StatusKeeper(store, self._keyspace, source=place, leader=settings.server.id)
+        self.mailbox = Mailbox()
         self._missing: str | None = "it was not started yet"
         self._leads = False
 
@@ -130,7 +131,7 @@ class Contender:
         own, git = self._settings.server, self._settings.git
         election = Election(self._store, self._keyspace.leader, own.id, own.lease_ttl)
         engine = compose.make_reconciler(self._settings, source, self._store, judge)
-        mailbox = Mailbox()
+        mailbox = self.mailbox
         loop = Loop(engine, mailbox, self._status, git=git, settings=self._settings.loop, metrics=self._metrics)
         restarted = self._metrics.watch_restarts.inc
         drift = DriftWatch(self._store, self._keyspace, mailbox, engine, restarted=restarted)

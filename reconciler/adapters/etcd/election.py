@@ -52,13 +52,15 @@ class Leadership:
             sent = monotonic()
             try:
                 left = await self._store.keep_alive(self._lease)
+                held = (await self._store.read(Range(self.fence.key))).ranges[0]
             except RegopsError as error:
                 log.warning("lease not renewed", extra={"reason": error.reason})
                 if sent - self._renewed > self._ttl * 2:
                     return
                 pause = _AGAIN_SECONDS
                 continue
-            if left <= 0:
+            # A key that somebody deleted does not end the lease, and every write would fail for ever.
+            if left <= 0 or not held or held[0].create_revision != self.fence.create_revision:
                 return
             self._renewed, pause = sent, self._ttl / 3
 
