@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from aiohttp import web
@@ -49,6 +49,8 @@ class Parts:
     gate: Gate
     progress: Progress
     operations: Operations
+    waits_for: Callable[[], Mapping[str, str]] = dict
+    """What else keeps the replica from being ready, by outside system: see `api.status.readyz`."""
     serve_metrics: bool = True
 
 
@@ -63,6 +65,7 @@ def create_app(parts: Parts) -> web.Application:
     app[keys.REGISTRY] = parts.registry
     app[keys.METRICS] = parts.metrics
     app[keys.LAST_SEEN] = [Observed()]
+    app[keys.WAITS_FOR] = parts.waits_for
     app[keys.HELD] = parts.held
     app[keys.VERIFIER] = parts.verifier
     app[keys.AUTHORIZER] = parts.authorizer

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TypeVar
 
 from aiohttp import web
@@ -33,6 +33,7 @@ PLACE: web.AppKey[Mapping[str, str]] = web.AppKey("place")
 REGISTRY = web.AppKey("registry", CollectorRegistry)
 METRICS = web.AppKey("metrics", ApiMetrics)
 LAST_SEEN: web.AppKey[list[Observed]] = web.AppKey("last_seen")
+WAITS_FOR: web.AppKey[Callable[[], Mapping[str, str]]] = web.AppKey("waits_for")
 HELD: web.AppKey[Followed[Held]] = web.AppKey("held")
 VERIFIER = web.AppKey("verifier", Verifier)
 AUTHORIZER = web.AppKey("authorizer", Authorizer)

@@ -25,9 +25,22 @@ async def healthz(_request: web.Request) -> web.Response:
 
 
 async def readyz(request: web.Request) -> web.Response:
-    """Whether this replica can serve policies: its mirror has read etcd once."""
-    if request.app[keys.MIRROR].state is None:
-        return web.json_response({"status": "not ready", "reasons": ["etcd was not read yet"]}, status=503)
+    """Whether this replica has what it needs: etcd was read, the compiler is up, and there is something to serve.
+
+    A Git remote that is away matters only while nothing was ever applied: what is live can be read without it. As with
+    Kubernetes' own servers, ``?exclude=git`` leaves a check out.
+    """
+    state = request.app[keys.MIRROR].state
+    waits = dict(request.app[keys.WAITS_FOR]())
+    if state is None:
+        waits["etcd"] = "it was not read yet"
+    elif state.applied is not None:
+        waits.pop("git", None)
+    for name in request.query.getall("exclude", []):
+        waits.pop(name, None)
+    if waits:
+        reasons = [f"{name}: {why}" for name, why in sorted(waits.items())]
+        return web.json_response({"status": "not ready", "reasons": reasons}, status=503)
     return web.json_response({"status": "ok"})
 
 

@@ -1,22 +1,25 @@
 """WHEN a pass runs: triggers, coalescing, the only backoff, and the status that says what came of it.
 
-One outcome of a pass, one rule for the next: transient → back off (with jitter; a new trigger cuts it short); conflict
-→ again at once, bounded; stalled → wait for a trigger or the next poll. Whatever else a pass raises is logged with its
-traceback, counted and backed off from: a defect must not end the process.
+One outcome of a pass, one rule for the next: transient → back off (with jitter; a new trigger cuts it short; never
+longer than a sound source waits for its poll); conflict → again at once, bounded; stalled → wait for a trigger or the
+next poll. Whatever else a pass raises is logged with its traceback, counted and backed off from: a defect must not end
+the process.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import random
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from time import monotonic
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from reconciler.core.conditions import (
     HISTORY_REWRITTEN,
+    READY,
     Findings,
     StatusRecord,
     after_failure,
@@ -27,12 +30,16 @@ from reconciler.core.errors import ConflictError, RegopsError, StalledError
 from reconciler.core.keyspace import Keyspace
 from reconciler.core.plan import Operation
 from reconciler.core.ports import Fence, KeyValueStore, Put, Range, Transaction
+from reconciler.core.records import Requested
 from reconciler.metrics import LoopMetrics
 from reconciler.reconcile import PassResult, Reconciler
 from reconciler.settings import GitSettings, LoopSettings
 from reconciler.triggers import Kind, Mailbox, Trigger
 
 log = logging.getLogger(__name__)
+
+_LEAD_SECONDS: Final = 0.1
+"""How soon a leader whose lease could not be renewed looks whether it is again."""
 
 
 class Leading(Protocol):
@@ -75,7 +82,11 @@ class StatusKeeper:
         )
 
     async def load(self) -> None:
-        """Take over what the former leader found, so that transition times and notices survive it."""
+        """Take over what the former leader found, so that transition times and notices survive it.
+
+        What this replica published under an earlier leadership says nothing about what is there now.
+        """
+        self._published = None
         kvs = (await self._store.read(Range(self._keyspace.status))).ranges[0]
         try:
             former = StatusRecord.decode(kvs[0].value) if kvs else None
@@ -83,6 +94,14 @@ class StatusKeeper:
             former = None
         if former is not None:
             self.record = replace(former, source=self.record.source, leader=self.record.leader)
+
+    async def requested(self) -> str | None:
+        """The token of the last request; ``None`` where there is none or etcd does not answer."""
+        try:
+            kvs = (await self._store.read(Range(self._keyspace.requested))).ranges[0]
+            return Requested.decode(kvs[0].value).token if kvs else None
+        except (RegopsError, ValueError, TypeError, KeyError):
+            return None
 
     async def publish(self, fence: Fence, record: StatusRecord, now: str) -> None:
         """Write the record when something in it changed. An etcd that is away is no error here: it shows as Unknown."""
@@ -129,14 +148,17 @@ class Loop:
     async def run(self, leadership: Leading) -> None:
         """Pass after pass until cancelled. The first one of a new leader writes ``applied`` anew."""
         self._renew = True
+        self._failures = 0
         self._reconciler.invalidate()
         await self._load_status()
         trigger = Trigger(Kind.START, self._clock())
         while True:
             self._metrics.triggers.labels(trigger.kind).inc()
-            if leadership.valid():
-                await self._turn(leadership, trigger)
-            trigger = await self._mailbox.take(self._wait())
+            # The trigger is kept meanwhile: nobody repeats it when etcd is back.
+            while not leadership.valid():  # noqa: ASYNC110 time alone ends it, so nobody could set an event
+                await asyncio.sleep(_LEAD_SECONDS)
+            await self._turn(leadership, trigger)
+            trigger = await self._mailbox.take(next_look(self._failures, self._git.poll_interval, self._settings))
 
     async def _load_status(self) -> None:
         try:
@@ -144,29 +166,25 @@ class Loop:
         except RegopsError as error:
             log.warning("former status not read", extra={"reason": error.reason})
 
-    def _wait(self) -> float:
-        """Seconds until the next look when nothing triggers one."""
-        if not self._failures:
-            return self._git.poll_interval * random.uniform(0.9, 1.1)  # noqa: S311 jitter is no secret
-        longest: float = min(self._settings.backoff_max, self._settings.backoff_min * 2 ** min(self._failures - 1, 16))
-        return longest * random.uniform(0.5, 1.0)  # noqa: S311 the same
-
     async def _turn(self, leadership: Leading, trigger: Trigger) -> None:
         """One pass and its bookkeeping; raises nothing but cancellation."""
         if monotonic() - self._compared > self._settings.full_compare_interval:
             self._reconciler.invalidate()
             self._compared = monotonic()
+        # A request is handled by the next pass also when that fails: whoever waits for it is to learn why. It is read
+        # before the pass, and not where a push should be live soon.
+        asked = None if trigger.kind is Kind.PUSH else await self._status.requested()
         started = monotonic()
         try:
             result = await self._pass(leadership, trigger)
         except RegopsError as error:
             self._failed(error, trigger)
-            await self._publish(leadership, self._failure_record(error))
+            await self._publish(leadership, self._failure_record(error, asked))
         except Exception as error:
             log.exception("pass failed unexpectedly")
             failure = RegopsError(f"{type(error).__name__}: {error}", reason="InternalError")
             self._failed(failure, trigger)
-            await self._publish(leadership, self._failure_record(failure))
+            await self._publish(leadership, self._failure_record(failure, asked))
         else:
             self._failures = 0
             self._renew = False
@@ -194,7 +212,6 @@ class Loop:
         self._metrics.policies.labels("held").set(len(result.held))
         self._metrics.blocked_deletions.set(len(result.ruling.blocked))
         self._metrics.foreign_keys.set(len(result.foreign))
-        self._metrics.ready.set(not result.held)
         if not result.wrote:
             return
         self._metrics.last_applied.set(self._clock().timestamp())
@@ -210,13 +227,13 @@ class Loop:
         self._reconciler.invalidate()
         self._metrics.passes.labels(error.outcome).inc()
         self._metrics.failures.labels(error.reason).inc()
-        self._metrics.ready.set(0)
         level = logging.INFO if self._failures > 1 else logging.WARNING
         log.log(level, "pass failed", extra={"reason": error.reason, "error": str(error), "trigger": trigger.kind})
 
     async def _publish(self, leadership: Leading, record: StatusRecord) -> None:
         now = self._clock().astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
         conditions = carry_over(record.conditions, self._status.record.conditions, now)
+        self._metrics.ready.set(any(each.type == READY and each.status == "True" for each in conditions))
         await self._status.publish(leadership.fence, replace(record, conditions=conditions), now)
 
     def _record(self, result: PassResult, trigger: Trigger) -> StatusRecord:
@@ -252,7 +269,7 @@ class Loop:
             last_apply=self._last_apply(result, trigger) if result.wrote else former.last_apply,
         )
 
-    def _failure_record(self, error: RegopsError) -> StatusRecord:
+    def _failure_record(self, error: RegopsError, asked: str | None) -> StatusRecord:
         former = self._status.record
         conditions = after_failure(
             error.reason,
@@ -261,7 +278,8 @@ class Loop:
             stalled=isinstance(error, StalledError),
             before=former.conditions,
         )
-        return replace(former, conditions=conditions)
+        handled = asked or former.last_handled_reconcile_at
+        return replace(former, conditions=conditions, last_handled_reconcile_at=handled)
 
     def _last_apply(self, result: PassResult, trigger: Trigger) -> dict[str, Any]:
         seen = trigger.seen_at.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
@@ -272,6 +290,16 @@ class Loop:
             **result.stages,
             **_counts(result),
         }
+
+
+def next_look(failures: int, poll: float, settings: LoopSettings) -> float:
+    """Seconds until the next look when nothing triggers one: the poll's, or after ``failures`` in a row a wait that
+    doubles, up to the longest one, and never becomes longer than the poll's. Jitter keeps replicas out of step."""
+    if not failures:
+        return poll * random.uniform(0.9, 1.1)  # noqa: S311 jitter is no secret
+    most = min(settings.backoff_max, max(settings.backoff_min, poll))
+    longest: float = min(most, settings.backoff_min * 2 ** min(failures - 1, 16))
+    return longest * random.uniform(0.5, 1.0)  # noqa: S311 the same
 
 
 def _counts(result: PassResult) -> dict[str, int]:

@@ -19,7 +19,7 @@ from reconciler.core.keyspace import Keyspace
 from reconciler.core.live import LivePolicy, LiveState, decode_live, live_digest, live_ranges
 from reconciler.core.model import DATA_FILE, PLATFORM, REGO_FILE, CommitInfo, Content, FileError, PolicyName, Tree
 from reconciler.core.plan import Cause, Change, Operation, Plan, make_plan
-from reconciler.core.ports import Compare, Delete, Fence, KeyValueStore, Range, Source, Target, Transaction
+from reconciler.core.ports import Compare, Delete, Fence, KeyValueStore, Put, Range, Source, Target, Transaction
 from reconciler.core.records import CHANGED_LIMIT, Applied, Confirmed, Held, Meta
 from reconciler.core.transactions import Frame, Step, change_step, held_steps, join, pack
 from reconciler.validation import Judge, Resolution
@@ -295,16 +295,22 @@ class Reconciler:
         return Content(rego[0].value, data[0].value if data else None) if rego else None
 
     def _foreign_steps(self, result: PassResult) -> list[Step]:
-        """Deletions of foreign keys, when the last request asked for them and it was not handled yet."""
+        """Deletions of foreign keys, when the last request asks for them.
+
+        The wish ends with the deed, in the same transaction: a later leader finds the request too, and must not delete
+        what was foreign only then.
+        """
         requested = result.live.requested
-        settled = self._settled[1].handled if self._settled else None
-        if requested is None or not requested.remove_foreign or requested.token == settled:
+        if requested is None or not requested.remove_foreign:
             return []
         revisions = dict(result.live.foreign)
         for name, policy in result.live.policies.items():
             if policy.meta is None and name not in result.tree.policies:
                 revisions |= {f"{self._keyspace.policies}{name}/{f}": rev for f, rev in policy.files.items()}
-        return [Step((Compare(key, Target.MOD, rev),), (Delete(key),)) for key, rev in revisions.items()]
+        done = Put(self._keyspace.requested, replace(requested, remove_foreign=False).encode())
+        spent = Step((Compare(self._keyspace.requested, Target.MOD, result.live.requested_revision),), (done,))
+        gone = [Step((Compare(key, Target.MOD, rev),), (Delete(key),)) for key, rev in revisions.items()]
+        return [*gone, spent]
 
     def _spent(self, result: PassResult) -> list[Step]:
         """A confirmation ends with the deletions that it was given for."""

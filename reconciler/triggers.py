@@ -107,7 +107,7 @@ class DriftWatch:
         self._restarted = restarted
 
     async def run(self) -> None:
-        """Watch until cancelled. After a gap everything is looked at again."""
+        """Watch until cancelled. Where it begins, and after every gap, everything is looked at."""
         while True:
             try:
                 await self._follow()
@@ -117,12 +117,12 @@ class DriftWatch:
                 log.warning("drift watch failed", extra={"reason": error.reason, "error": str(error)})
                 await asyncio.sleep(1)
             self._restarted()
-            self._look(Kind.DRIFT)
 
     async def _follow(self) -> None:
         keys = self._keyspace
         words = (Range(keys.requested), Range(keys.confirmed), Range(keys.suspended), Range(keys.pushed))
         now = (await self._store.read(Range(keys.applied))).revision
+        self._look(Kind.DRIFT)  # only now: whatever was read before ``now`` may lack an edit that no event will tell of
         async with self._store.watch(Range(keys.policies, prefix=True), *words, from_revision=now + 1) as batches:
             await self._each(batches)
 

@@ -107,6 +107,10 @@ class Judge:
         self._beside: Counter[BlobIds] = Counter()
         self._texts: dict[BlobIds, Content] = {}
 
+    async def check(self) -> None:
+        """Raise what hinders the compiler; a judge can be asked without, and then raises the same."""
+        await self._compiler.check()
+
     async def resolve(self, tree: Tree, live: LiveState, gone: Collection[PolicyName] = ()) -> Resolution:
         """Decide what should be live of ``tree``; ``gone`` are live policies whose deletion the guard allowed.
 

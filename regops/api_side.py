@@ -7,6 +7,7 @@ import contextlib
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 from aiohttp import web
 from prometheus_client import CollectorRegistry
@@ -19,13 +20,11 @@ from api.followed import Followed
 from api.progress import Progress
 from api.ratelimit import Gate
 from api.status import metrics as serve_metrics
-from reconciler.adapters.etcd import EtcdStore
-from reconciler.adapters.git import GitSource
 from reconciler.agent.mirror import Mirror
 from reconciler.audit import AuditLog, Journal
 from reconciler.core.errors import RegopsError, TransientError
 from reconciler.core.model import PLATFORM, BlobIds
-from reconciler.core.ports import Put, Range, Transaction
+from reconciler.core.ports import Branch, KeyValueStore, Put, Range, Source, Transaction
 from reconciler.core.records import Held
 from reconciler.edit_judge import EditJudge, LivePlatform
 from reconciler.edits import Write
@@ -42,11 +41,8 @@ from regops.recovery import recover
 log = logging.getLogger(__name__)
 
 
-@dataclass(slots=True)
-class Leading:
-    """Whether this replica leads now: set by the election, read by the write path."""
-
-    now: bool = False
+class Repository(Source, Branch, Protocol):
+    """Both sides of the branch, on one mirror."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,11 +50,10 @@ class Engine:
     """What the API shares with the reconciler of the same process."""
 
     settings: Settings
-    store: EtcdStore
-    source: GitSource
+    store: KeyValueStore
+    source: Repository
     judge: Judge
     mailbox: Mailbox
-    leading: Leading
     registry: CollectorRegistry
 
 
@@ -78,8 +73,18 @@ class _Pushes:
         await self._journal.intends(commits)
 
 
+class Candidacy(Protocol):
+    """What the API asks the part of this process that competes for the lead."""
+
+    leads: bool
+
+    def waits_for(self) -> Mapping[str, str]:
+        """What it lacks, by outside system."""
+        ...
+
+
 @contextlib.asynccontextmanager
-async def open_api(engine: Engine, group: asyncio.TaskGroup) -> AsyncIterator[None]:
+async def open_api(engine: Engine, group: asyncio.TaskGroup, candidacy: Candidacy | None) -> AsyncIterator[None]:
     """The API on its port, and its background tasks in ``group``, as long as the block runs."""
     settings, store = engine.settings, engine.store
     space = compose.keyspace(settings.etcd)
@@ -88,7 +93,7 @@ async def open_api(engine: Engine, group: asyncio.TaskGroup) -> AsyncIterator[No
     metrics, journal, sink = ApiMetrics(engine.registry), Journal(settings.server.state), AuditLog(settings.audit.file)
     left = await asyncio.to_thread(journal.left)
     judge = EditJudge(engine.judge, _live_platform(mirror, lambda: space.held(PLATFORM) in held.values))
-    told = _Told(engine)
+    told = _Told(engine, candidacy)
     writer = Writer(
         engine.source,
         engine.source,
@@ -116,6 +121,7 @@ async def open_api(engine: Engine, group: asyncio.TaskGroup) -> AsyncIterator[No
             gate=Gate(settings.api.concurrent_writes, settings.api.writes_per_second, settings.api.burst),
             progress=Progress(store, space, mirror, fleet, engine.source),
             operations=Operations(store, space),
+            waits_for=candidacy.waits_for if candidacy else dict,
             serve_metrics=settings.server.metrics_port is None,
         )
         for job in (mirror.run(), fleet.run(), held.run(), ledger.run(), writer.run(), told.run(), access.keys.run()):
@@ -145,15 +151,16 @@ def _live_platform(mirror: Mirror, held: Callable[[], bool]) -> Callable[[], Awa
 class _Told:
     """Tells the leader of an accepted push: in this process by its mailbox, elsewhere by a key that it watches."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, candidacy: Candidacy | None) -> None:
         self._engine = engine
+        self._candidacy = candidacy
         self._key = compose.keyspace(engine.settings.etcd).pushed
         self._commit: str | None = None
         self._filled = asyncio.Event()
 
     def pushed(self, commit: str) -> None:
         """Called with each new head."""
-        if self._engine.leading.now:
+        if self._candidacy is not None and self._candidacy.leads:
             self._engine.mailbox.put(Kind.API)
         else:
             self._commit = commit

@@ -13,7 +13,7 @@ from reconciler.adapters.etcd import EtcdStore
 from reconciler.adapters.git import GitSource
 from reconciler.adapters.git.worktree import commit_folder, commit_of
 from reconciler.adapters.opa import OpaCompiler
-from reconciler.core.errors import StalledError
+from reconciler.core.errors import StalledError, TransientError
 from reconciler.core.guards import Limits as DeletionLimits
 from reconciler.core.keyspace import Keyspace
 from reconciler.core.limits import Limits
@@ -51,17 +51,29 @@ async def open_store(settings: EtcdSettings) -> AsyncIterator[EtcdStore]:
         await store.aclose()
 
 
-@contextlib.asynccontextmanager
-async def open_source(settings: Settings) -> AsyncIterator[GitSource]:
-    """The configured branch, mirrored below `server.state`."""
-    git = settings.git
-    if not git.remote:
+def check_source(settings: Settings) -> None:
+    """Raise `StalledError` when no repository is configured: nothing needs to be started to say so."""
+    if not settings.git.remote:
         raise StalledError(
             "no policy repository is configured",
             reason="InvalidSettings",
             remedy="Set git.remote (REGOPS_GIT_REMOTE) to its URL, or try `regops dev`.",
         )
-    settings.server.state.mkdir(parents=True, exist_ok=True)
+
+
+@contextlib.asynccontextmanager
+async def open_source(settings: Settings) -> AsyncIterator[GitSource]:
+    """The configured branch, mirrored below `server.state`. The remote need not answer yet."""
+    check_source(settings)
+    git = settings.git
+    try:
+        settings.server.state.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise TransientError(
+            f"the folder {settings.server.state} cannot be made: {error.strerror}",
+            reason="StateUnavailable",
+            remedy="Make it writable, or set server.state (REGOPS_SERVER_STATE) to another folder.",
+        ) from error
     source = GitSource(
         remote=git.remote,
         mirror=settings.server.state / git.mirror,
@@ -133,7 +145,7 @@ def opa_binary(settings: Settings) -> Path:
 
 @contextlib.asynccontextmanager
 async def open_judge(settings: Settings, source: Source) -> AsyncIterator[Judge]:
-    """The private OPA, started, and the judge that asks it."""
+    """A judge and its private OPA, which is started when it is first asked: until then nobody needs it."""
     policy = settings.policy
     limits = Limits(
         rego_bytes=policy.max_rego_bytes,
@@ -142,7 +154,8 @@ async def open_judge(settings: Settings, source: Source) -> AsyncIterator[Judge]
         rego_v0=policy.rego_v0,
         refused_builtins=frozenset(policy.refused_builtins),
     )
-    async with OpaCompiler(opa_binary(settings), limits=limits, check_timeout=policy.compile_timeout) as compiler:
+    compiler = OpaCompiler(opa_binary(settings), limits=limits, check_timeout=policy.compile_timeout)
+    try:
         yield Judge(
             source,
             compiler,
@@ -150,6 +163,8 @@ async def open_judge(settings: Settings, source: Source) -> AsyncIterator[Judge]
             max_rego_bytes=policy.max_rego_bytes,
             max_data_bytes=policy.max_data_bytes,
         )
+    finally:
+        await compiler.aclose()
 
 
 def make_reconciler(settings: Settings, source: Source, store: KeyValueStore, judge: Judge) -> Reconciler:

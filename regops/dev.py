@@ -271,7 +271,8 @@ class _Programs:
             "REGOPS_OPA_BINARY": str(self.tools["opa"]),
         }
         words = [sys.executable, "-m", "regops", "server"]
-        return Program("server", words, self._log("server"), self._http(f"{self.urls['api']}/readyz"), environment)
+        ready = self._http(f"{self.urls['api']}/readyz?exclude=git")  # --git may name a remote that is away for now
+        return Program("server", words, self._log("server"), ready, environment)
 
     def agent(self, index: int) -> Program:
         name = f"agent-{index}"

@@ -6,8 +6,8 @@ import asyncio
 import contextlib
 import logging
 import signal
-from collections.abc import Coroutine
-from typing import Any
+from collections.abc import Coroutine, Iterator
+from typing import Any, NoReturn
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.platform_collector import PlatformCollector
@@ -16,20 +16,21 @@ from prometheus_client.process_collector import ProcessCollector
 from reconciler.adapters.etcd import Election, EtcdStore
 from reconciler.agent.agent import Agent, AgentConfig
 from reconciler.agent.scope import ALL, Scope
+from reconciler.core.conditions import FETCH_FAILED, RECONCILING
 from reconciler.core.errors import RegopsError
 from reconciler.loop import Loop, StatusKeeper
 from reconciler.metrics import LoopMetrics, StoreMetrics
 from reconciler.settings import Settings
 from reconciler.triggers import DriftWatch, Mailbox, watch_files
 from regops import compose
-from regops.api_side import Engine, Leading, open_api
+from regops.api_side import Engine, open_api
 
 log = logging.getLogger(__name__)
 
 HEALTH_INTERVAL = 60.0
 """Seconds between two looks at etcd's size and alarms."""
 RETRY_SECONDS = 1.0
-"""Pause before campaigning again when etcd did not answer."""
+"""Pause before trying again what could not be started, or to campaign when etcd did not answer."""
 
 
 async def until_signalled(main: Coroutine[Any, Any, None]) -> None:
@@ -43,19 +44,24 @@ async def until_signalled(main: Coroutine[Any, Any, None]) -> None:
 
 
 async def serve(settings: Settings, *, api: bool, reconciler: bool) -> None:
-    """A server: API and mirror, and the loop while this replica leads. Runs until cancelled."""
+    """A server: API and mirror, and the loop while this replica leads. Runs until cancelled.
+
+    An etcd, a Git remote or an OPA that is away is waited for; raises `RegopsError` only for wrong settings.
+    """
+    compose.check_source(settings)
     registry = _registry()
     async with contextlib.AsyncExitStack() as stack:
         store = await stack.enter_async_context(compose.open_store(settings.etcd))
         source = await stack.enter_async_context(compose.open_source(settings))
         judge = await stack.enter_async_context(compose.open_judge(settings, source))
-        engine = Engine(settings, store, source, judge, Mailbox(), Leading(), registry)
+        engine = Engine(settings, store, source, judge, Mailbox(), registry)
+        contender = Contender(engine, LoopMetrics(registry))
         group = await stack.enter_async_context(asyncio.TaskGroup())
         group.create_task(_watch_health(store, StoreMetrics(registry)), name="etcd health")
         if api:
-            await stack.enter_async_context(open_api(engine, group))
+            await stack.enter_async_context(open_api(engine, group, contender if reconciler else None))
         if reconciler:
-            group.create_task(_reconcile(engine, LoopMetrics(registry)), name="reconciler")
+            group.create_task(contender.run(), name="reconciler")
         await asyncio.Event().wait()
 
 
@@ -77,32 +83,78 @@ async def serve_agent(settings: Settings) -> None:
         await agent.run()
 
 
-async def _reconcile(engine: Engine, metrics: LoopMetrics) -> None:
-    """Compete for the lead for ever; while leading, run the loop."""
-    settings, store, mailbox = engine.settings, engine.store, engine.mailbox
-    keyspace = compose.keyspace(settings.etcd)
-    election = Election(store, keyspace.leader, settings.server.id, settings.server.lease_ttl)
-    reconciler = compose.make_reconciler(settings, engine.source, store, engine.judge)
-    place = {"remote": settings.git.remote, "branch": settings.git.branch, "path": settings.git.path}
-    status = StatusKeeper(store, keyspace, source=place, leader=settings.server.id)
-    loop = Loop(
-        reconciler, mailbox, status, git=settings.git, settings=settings.loop, metrics=metrics, branch=engine.source
-    )
-    drift = DriftWatch(store, keyspace, mailbox, reconciler, restarted=metrics.watch_restarts.inc)
-    while True:
+class Contender:
+    """Competes for the lead for ever; while leading, runs the loop. `waits_for` says what it lacks."""
+
+    def __init__(self, engine: Engine, metrics: LoopMetrics) -> None:
+        settings = engine.settings
+        self._engine = engine
+        self._settings = settings
+        self._metrics = metrics
+        self._keyspace = compose.keyspace(settings.etcd)
+        place = {"remote": settings.git.remote, "branch": settings.git.branch, "path": settings.git.path}
+        self._status = StatusKeeper(engine.store, self._keyspace, source=place, leader=settings.server.id)
+        self._missing: str | None = "it was not started yet"
+        self.leads = False
+
+    def waits_for(self) -> dict[str, str]:
+        """``opa`` until the compiler was up once; ``git`` while this replica leads and never reached the remote."""
+        found = {} if self._missing is None else {"opa": self._missing}
+        conditions = {condition.type: condition for condition in self._status.record.conditions}
+        if self.leads and not conditions:
+            found["git"] = "the first pass has not ended yet"
+        elif self.leads and FETCH_FAILED in conditions and RECONCILING in conditions:
+            found["git"] = conditions[FETCH_FAILED].message
+        return found
+
+    async def run(self) -> NoReturn:
+        """Try the compiler until it is there; then compete. Ends only by cancellation."""
+        while self._missing is not None:
+            try:
+                await self._engine.judge.check()
+                self._missing = None
+            except RegopsError as error:
+                self._missing = str(error)
+                log.warning("reconciler cannot start", extra={"reason": error.reason, "error": str(error)})
+                await asyncio.sleep(RETRY_SECONDS)
+        await self._compete()
+
+    async def _compete(self) -> NoReturn:
+        """Campaign, lead, and again; an etcd that is away is asked again."""
+        engine, own, git = self._engine, self._settings.server, self._settings.git
+        election = Election(engine.store, self._keyspace.leader, own.id, own.lease_ttl)
+        reconciler = compose.make_reconciler(self._settings, engine.source, engine.store, engine.judge)
+        loop = Loop(
+            reconciler,
+            engine.mailbox,
+            self._status,
+            git=git,
+            settings=self._settings.loop,
+            metrics=self._metrics,
+            branch=engine.source,
+        )
+        restarted = self._metrics.watch_restarts.inc
+        drift = DriftWatch(engine.store, self._keyspace, engine.mailbox, reconciler, restarted=restarted)
+        while True:
+            try:
+                async with election.lead() as leadership, watch_files(git.remote, engine.mailbox):
+                    with self._leading():
+                        await _first_of(loop.run(leadership), drift.run(), leadership.lost())
+            except RegopsError as error:
+                log.warning("no lead", extra={"reason": error.reason, "error": str(error)})
+                await asyncio.sleep(RETRY_SECONDS)
+
+    @contextlib.contextmanager
+    def _leading(self) -> Iterator[None]:
+        log.info("leading", extra={"replica": self._settings.server.id})
+        self._metrics.leader.set(1)
+        self.leads = True
         try:
-            async with election.lead() as leadership, watch_files(settings.git.remote, mailbox):
-                log.info("leading", extra={"replica": settings.server.id})
-                metrics.leader.set(1)
-                engine.leading.now = True
-                await _first_of(loop.run(leadership), drift.run(), leadership.lost())
-        except RegopsError as error:
-            log.warning("no lead", extra={"reason": error.reason, "error": str(error)})
-            await asyncio.sleep(RETRY_SECONDS)
+            yield
         finally:
-            engine.leading.now = False
-            metrics.leader.set(0)
-        log.warning("leading no more", extra={"replica": settings.server.id})
+            self.leads = False
+            self._metrics.leader.set(0)
+            log.warning("leading no more", extra={"replica": self._settings.server.id})
 
 
 async def _first_of(*jobs: Coroutine[Any, Any, None]) -> None:
@@ -120,13 +172,17 @@ async def _first_of(*jobs: Coroutine[Any, Any, None]) -> None:
 
 async def _watch_health(store: EtcdStore, metrics: StoreMetrics) -> None:
     """Look at etcd's version, size, quota, alarms and request limit at start and every minute after."""
+    told = ""
     while True:
         try:
             health = await store.health()
         except RegopsError as error:
-            log.warning("etcd not examined", extra={"reason": error.reason, "error": str(error)})
+            if told != error.reason:  # once: whoever needs etcd says so again and again
+                told = error.reason
+                log.warning("etcd not examined", extra={"reason": error.reason, "error": str(error)})
             await asyncio.sleep(RETRY_SECONDS)
             continue
+        told = ""
         metrics.db_size.set(health.db_size)
         metrics.quota.set(health.quota)
         metrics.alarms.set(len(health.alarms))

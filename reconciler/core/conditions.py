@@ -107,7 +107,8 @@ class Findings:
 
 
 def after_pass(found: Findings, before: Iterable[Condition]) -> tuple[Condition, ...]:
-    """The conditions after a pass that ran to its end. While suspended, `Ready` keeps its last value."""
+    """The conditions after a pass that ran to its end. While suspended, `Ready` keeps its last value as long as it is
+    still true, and is unknown otherwise."""
     conditions = []
     if found.held:
         names = ", ".join(found.held[:5]) + (" …" if len(found.held) > 5 else "")  # noqa: PLR2004 a line's worth
@@ -121,13 +122,14 @@ def after_pass(found: Findings, before: Iterable[Condition]) -> tuple[Condition,
         conditions.append(_true(PRUNE_BLOCKED, found.block_reason, message))
     if found.drifted:
         conditions.append(_true(DRIFTED, "Suspended", f"{found.drifted} policies were edited by hand in etcd"))
-    stalled = conditions[-1] if conditions and not found.suspended else None
+    negative = tuple(conditions)
+    stalled = negative[-1] if negative and not found.suspended else None
     if found.rewritten:
         message = f"{found.revision} does not contain the commit applied before; it was followed"
         conditions.append(_true(HISTORY_REWRITTEN, "HistoryRewritten", message))
     if stalled:
         conditions.insert(0, _true(STALLED, stalled.reason, stalled.message))
-    conditions.insert(0, _ready(found, stalled, before))
+    conditions.insert(0, _while_suspended(negative, before) if found.suspended else _ready(found, stalled))
     return tuple(replace(condition, observed_generation=found.height) for condition in conditions)
 
 
@@ -145,13 +147,21 @@ def after_failure(
     return (*(replace(condition, observed_generation=generation) for condition in conditions), *kept)
 
 
-def _ready(found: Findings, stalled: Condition | None, before: Iterable[Condition]) -> Condition:
-    if found.suspended:
-        former = next((condition for condition in before if condition.type == READY), None)
-        return former or Condition(READY, "Unknown", "Suspended", "suspended before the first pass")
+def _ready(found: Findings, stalled: Condition | None) -> Condition:
     if stalled:
         return Condition(READY, "False", stalled.reason, stalled.message)
     return Condition(READY, "True", "ReconciliationSucceeded", f"Applied revision: {found.revision}")
+
+
+def _while_suspended(negative: tuple[Condition, ...], before: Iterable[Condition]) -> Condition:
+    former = next((condition for condition in before if condition.type == READY), None)
+    if former is None:
+        return Condition(READY, "Unknown", "Suspended", "suspended before the first pass")
+    good = former.status == "True" and not negative
+    bad = former.status == "False" and former.reason in {condition.reason for condition in negative}
+    if good or bad:
+        return former
+    return Condition(READY, "Unknown", "Suspended", "suspended: nothing is applied until `regops resume`")
 
 
 def _true(kind: str, reason: str, message: str) -> Condition:

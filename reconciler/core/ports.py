@@ -169,6 +169,10 @@ class Candidate:
 class Compiler(Protocol):
     """A private OPA that says whether policies would load, and whether they keep to their namespace."""
 
+    async def check(self) -> None:
+        """Raise `StalledError` or `TransientError` when this OPA cannot be used: missing, too old, or no OPA."""
+        ...
+
     async def version(self) -> str:
         """The OPA's version, as it says it (``1.22.2``)."""
         ...

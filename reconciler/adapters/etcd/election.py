@@ -15,6 +15,9 @@ from reconciler.core.ports import Compare, Fence, KeyValueStore, Put, Range, Tar
 
 log = logging.getLogger(__name__)
 
+_AGAIN_SECONDS = 0.5
+"""Pause before a renewal that failed is tried again, in seconds: the lease runs on meanwhile."""
+
 
 class Leadership:
     """Held until the lease is lost; `fence` goes into every write."""
@@ -37,26 +40,33 @@ class Leadership:
 
     async def keep(self) -> None:
         """Renew the lease until it is gone; an etcd that does not answer is asked again until the time is up."""
+        try:
+            await self._renew()
+        finally:
+            self._over.set()
+
+    async def _renew(self) -> None:
+        pause = self._ttl / 3
         while True:
-            await asyncio.sleep(self._ttl / 3)
+            await asyncio.sleep(pause)
             sent = monotonic()
             try:
                 left = await self._store.keep_alive(self._lease)
+                held = (await self._store.read(Range(self.fence.key))).ranges[0]
             except RegopsError as error:
                 log.warning("lease not renewed", extra={"reason": error.reason})
                 if sent - self._renewed > self._ttl * 2:
-                    break
+                    return
+                pause = _AGAIN_SECONDS
                 continue
-            if left <= 0:
-                break
-            self._renewed = sent
-        self._over.set()
+            # A key that somebody deleted does not end the lease, and every write would fail for ever.
+            if left <= 0 or not held or held[0].create_revision != self.fence.create_revision:
+                return
+            self._renewed, pause = sent, self._ttl / 3
 
-    async def resign(self) -> None:
-        """Give the lease back, so that another replica takes over at once."""
+    def resign(self) -> None:
+        """It is over, whatever the lease says."""
         self._over.set()
-        with contextlib.suppress(RegopsError):
-            await self._store.revoke(self._lease)
 
 
 class Election:
@@ -67,6 +77,7 @@ class Election:
         self._key = key
         self._identity = identity
         self._ttl = ttl
+        self._owed = 0  # the lease to give back, 0 when there is none
 
     @contextlib.asynccontextmanager
     async def lead(self) -> AsyncIterator[Leadership]:
@@ -78,22 +89,33 @@ class Election:
         finally:
             keeping.cancel()
             await asyncio.gather(keeping, return_exceptions=True)
-            await leadership.resign()
+            leadership.resign()
+            with contextlib.suppress(RegopsError):  # tried again by the next campaign
+                await self._pay()
 
     async def _campaign(self) -> Leadership:
         while True:
+            await self._pay()
             await self._vacant()
             sent = monotonic()
-            lease = await self._store.grant(self._ttl)
+            lease = self._owed = await self._store.grant(self._ttl)
             try:
                 revision = await self._take(lease)
             except BaseException:
                 with contextlib.suppress(RegopsError):
-                    await asyncio.shield(self._store.revoke(lease))
+                    await asyncio.shield(self._pay())
                 raise
             if revision:
                 return Leadership(self._store, lease, Fence(self._key, revision), self._ttl, sent)
-            await self._store.revoke(lease)
+
+    async def _pay(self) -> None:
+        """End the former lease where etcd was away when it was to be given back.
+
+        An etcd that starts again lets every lease begin anew, so this replica would wait a whole term for itself.
+        """
+        if self._owed:
+            await self._store.revoke(self._owed)
+            self._owed = 0
 
     async def _take(self, lease: int) -> int:
         """The key's create_revision when it is ours now, else 0."""

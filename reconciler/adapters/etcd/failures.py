@@ -53,6 +53,12 @@ def _refused(error: grpc.aio.AioRpcError) -> RegopsError | None:  # noqa: PLR091
         return StalledError(
             "etcd's database is full", reason="NoSpace", remedy="Compact, defragment and disarm the NOSPACE alarm."
         )
+    if "authentication failed" in details:
+        return StalledError(
+            f"etcd refuses these credentials ({details})",
+            reason="AuthenticationFailed",
+            remedy="Correct etcd.user and the password in etcd.password_file.",
+        )
     if code is grpc.StatusCode.PERMISSION_DENIED:
         return StalledError(f"etcd refuses this user: {details}", reason="PermissionDenied")
     if code is grpc.StatusCode.NOT_FOUND:

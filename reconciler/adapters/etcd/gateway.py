@@ -110,17 +110,20 @@ class EtcdStore:
     async def keep_alive(self, lease: int) -> int:
         """See `KeyValueStore.keep_alive`."""
         endpoint = self._channels.endpoint
-        call = rpc.LeaseStub(self._channels.current()).LeaseKeepAlive(
-            timeout=self._read_timeout, metadata=await self._metadata()
-        )
+        call = None
         try:
+            metadata = await self._metadata()
+            call = rpc.LeaseStub(self._channels.current()).LeaseKeepAlive(timeout=self._read_timeout, metadata=metadata)
             await call.write(pb.LeaseKeepAliveRequest(ID=lease))
             answer = await call.read()
         except grpc.aio.AioRpcError as error:
             self._moved(error, endpoint)
             raise failures.of_read(error, endpoint) from error
+        except asyncio.InvalidStateError as error:  # the call ended before it was written to
+            raise StoreError(f"etcd at {endpoint} did not renew the lease", reason="StoreUnavailable") from error
         finally:
-            call.cancel()
+            if call is not None:
+                call.cancel()
         return 0 if answer is grpc.aio.EOF else int(answer.TTL)
 
     async def revoke(self, lease: int) -> None:
@@ -168,7 +171,11 @@ class EtcdStore:
             except TimeoutError as error:
                 self._channels.rotate(endpoint)
                 raise StoreError(f"etcd at {endpoint} cannot be reached", reason="StoreUnavailable") from error
-        metadata = await self._metadata()
+        try:
+            metadata = await self._metadata()
+        except grpc.aio.AioRpcError as error:
+            self._moved(error, endpoint)
+            raise failures.of_read(error, endpoint) from error
         try:
             return await rpc.KVStub(channel).Txn(request, timeout=self._commit_timeout, metadata=metadata)
         except grpc.aio.AioRpcError as error:

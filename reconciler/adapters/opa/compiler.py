@@ -78,6 +78,14 @@ class OpaCompiler:
     ) -> None:
         await self._stop()
 
+    async def check(self) -> None:
+        """See `Compiler.check`."""
+        await self._check_version()
+
+    async def aclose(self) -> None:
+        """End the process. May be called again."""
+        await self._stop()
+
     async def version(self) -> str:
         """See `Compiler.version`."""
         if self._version is None:
