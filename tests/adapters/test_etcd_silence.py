@@ -7,7 +7,7 @@ from fixtures.etcd import EtcdServer
 
 from reconciler.adapters.etcd import EtcdStore
 from reconciler.core.errors import StoreError, UnknownOutcomeError
-from reconciler.core.ports import Put, Range, Transaction
+from reconciler.core.ports import Event, Put, Range, Transaction
 
 
 def put(value: bytes) -> Transaction:
@@ -27,7 +27,7 @@ async def test_a_silent_etcd_is_noticed_and_the_watch_goes_on_when_it_wakes(etcd
         etcd.resume()
         await asyncio.to_thread(etcd.wait_ready)
         last = (await store.commit(put(b"2"))).revision
-        seen = []
+        seen: list[Event] = []
         async with asyncio.timeout(15):
             while not seen or seen[-1].kv.mod_revision < last:
                 seen += (await anext(batches)).events
