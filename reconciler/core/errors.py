@@ -58,7 +58,8 @@ class UnknownOutcomeError(TransientError):
 
 
 class CompactedError(TransientError):
-    """The asked-for etcd revision is compacted; ``compact_revision`` is the oldest one that can still be read."""
+    """The asked-for etcd revision is compacted; ``compact_revision`` is the oldest one that can still be read,
+    0 where etcd does not tell it (a read; a watch does)."""
 
     def __init__(self, message: str, *, compact_revision: int) -> None:
         super().__init__(message, reason="Compacted")

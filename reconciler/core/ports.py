@@ -290,7 +290,8 @@ class KeyValueStore(Protocol):
     """etcd's v3 API, as far as regops needs it."""
 
     async def read(self, *ranges: Range, revision: int = 0) -> Read:
-        """All ranges at one revision (0: now, linearizable). `StoreError`, `CompactedError`, `DivergedError`."""
+        """All ranges at one revision (0: now, linearizable). `StoreError`, `CompactedError`, and `DivergedError`, also
+        for a revision that the store has not reached: whoever names one has seen it."""
         ...
 
     async def commit(self, transaction: Transaction) -> Outcome:

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import grpc
 
-from reconciler.core.errors import RegopsError, StalledError, StoreError, UnknownOutcomeError
+from reconciler.core.errors import (
+    CompactedError,
+    DivergedError,
+    RegopsError,
+    StalledError,
+    StoreError,
+    UnknownOutcomeError,
+)
 
 _NEVER_SENT = ("failed to connect", "connection refused", "no address", "dns resolution failed", "name resolution")
 
@@ -40,7 +47,7 @@ def may_move_on(error: grpc.aio.AioRpcError) -> bool:
     }
 
 
-def _refused(error: grpc.aio.AioRpcError) -> RegopsError | None:  # noqa: PLR0911 one line a status
+def _refused(error: grpc.aio.AioRpcError) -> RegopsError | None:  # noqa: C901, PLR0911 one line a status
     """What etcd decided itself; trying the same again brings the same."""
     code, details = error.code(), error.details() or ""
     if "too large" in details or "larger than max" in details:
@@ -48,6 +55,12 @@ def _refused(error: grpc.aio.AioRpcError) -> RegopsError | None:  # noqa: PLR091
             f"etcd refuses a request of this size ({details})",
             reason="TooLarge",
             remedy="Start every etcd member with --max-request-bytes 2097152.",
+        )
+    if "too many operations" in details:
+        return StalledError(
+            "etcd takes fewer operations in one transaction than regops needs",
+            reason="TooLarge",
+            remedy="Start every etcd member with --max-txn-ops 128 or more.",
         )
     if "space exceeded" in details:
         return StalledError(
@@ -59,6 +72,10 @@ def _refused(error: grpc.aio.AioRpcError) -> RegopsError | None:  # noqa: PLR091
             reason="AuthenticationFailed",
             remedy="Correct etcd.user and the password in etcd.password_file.",
         )
+    if code is grpc.StatusCode.OUT_OF_RANGE and "compacted" in details:
+        return CompactedError("the revision is compacted", compact_revision=0)
+    if code is grpc.StatusCode.OUT_OF_RANGE and "future revision" in details:
+        return DivergedError("etcd does not know a revision that it once had", reason="StoreDiverged")
     if code is grpc.StatusCode.PERMISSION_DENIED:
         return StalledError(f"etcd refuses this user: {details}", reason="PermissionDenied")
     if code is grpc.StatusCode.NOT_FOUND:

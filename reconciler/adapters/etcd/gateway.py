@@ -15,7 +15,7 @@ from reconciler.adapters.etcd._pb import etcd_pb2 as pb
 from reconciler.adapters.etcd._pb import etcd_pb2_grpc as rpc
 from reconciler.adapters.etcd.channels import Channels
 from reconciler.adapters.etcd.watch import Watcher
-from reconciler.core.errors import CompactedError, DivergedError, RegopsError, StalledError, StoreError
+from reconciler.core.errors import DivergedError, RegopsError, StalledError, StoreError
 from reconciler.core.keyspace import prefix_end
 from reconciler.core.ports import (
     Compare,
@@ -194,8 +194,6 @@ class EtcdStore:
                 )
             except grpc.aio.AioRpcError as error:
                 self._moved(error, endpoint)
-                if "compacted" in (error.details() or ""):
-                    raise CompactedError("the revision is compacted", compact_revision=0) from error
                 again = failures.may_move_on(error) and error.code() is not grpc.StatusCode.DEADLINE_EXCEEDED
                 if attempt == 1 and (again or len(self._channels) > 1 or self._token_lost(error)):
                     continue
