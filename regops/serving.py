@@ -86,7 +86,7 @@ async def _reconcile(settings: Settings, store: EtcdStore, metrics: LoopMetrics)
     async with compose.open_source(settings) as source, compose.open_judge(settings, source) as judge:
         engine = compose.make_reconciler(settings, source, store, judge)
         mailbox = Mailbox()
-        place = {"remote": settings.git.remote, "branch": settings.git.branch, "path": settings.git.path}
+        place = {"remote": settings.git.shown, "branch": settings.git.branch, "path": settings.git.path}
         status = StatusKeeper(store, keyspace, source=place, leader=settings.server.id)
         loop = Loop(engine, mailbox, status, git=settings.git, settings=settings.loop, metrics=metrics)
         drift = DriftWatch(store, keyspace, mailbox, engine, restarted=metrics.watch_restarts.inc)
@@ -127,7 +127,7 @@ async def _listening(
         store=store,
         keyspace=compose.keyspace(settings.etcd),
         mirror=mirror,
-        source={"remote": settings.git.remote, "branch": settings.git.branch, "path": settings.git.path},
+        source={"remote": settings.git.shown, "branch": settings.git.branch, "path": settings.git.path},
         registry=registry,
     )
     runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=1.0)
