@@ -19,7 +19,7 @@ from reconciler.core.keyspace import Keyspace
 from reconciler.core.live import LivePolicy, LiveState, decode_live, live_digest, live_ranges
 from reconciler.core.model import DATA_FILE, PLATFORM, REGO_FILE, CommitInfo, Content, FileError, PolicyName, Tree
 from reconciler.core.plan import Cause, Change, Operation, Plan, make_plan
-from reconciler.core.ports import Compare, Delete, Fence, KeyValueStore, Range, Source, Target, Transaction
+from reconciler.core.ports import Compare, Delete, Fence, KeyValueStore, Put, Range, Source, Target, Transaction
 from reconciler.core.records import CHANGED_LIMIT, Applied, Confirmed, Held, Meta
 from reconciler.core.transactions import Frame, Step, change_step, held_steps, join, pack
 from reconciler.validation import Judge, Resolution
@@ -127,7 +127,7 @@ class Reconciler:
             live=live,
             rewritten=desired.rewritten,
             suspended=live.suspended is not None,
-            foreign=_foreign(desired.tree, live),
+            foreign=tuple(sorted(self._foreign(desired.tree, live))),
             handled=live.requested.token if live.requested else None,
             stages=stages,
         )
@@ -195,7 +195,8 @@ class Reconciler:
 
     async def _apply(self, fence: Fence, result: PassResult, *, renew: bool) -> PassResult:
         live = result.live
-        steps = [*self._foreign_steps(result), *held_steps(self._keyspace, result.held, live), *self._spent(result)]
+        removing = self._foreign_steps(result)
+        steps = [*removing, *held_steps(self._keyspace, result.held, live), *self._spent(result)]
         moved = live.applied is None or live.applied.commit != result.commit or live.applying is not None
         if not (result.plan.changes or steps or moved or renew):
             return result
@@ -210,7 +211,9 @@ class Reconciler:
         new_live = _advance(result, metas, of_steps[: len(changes)], applied, revisions[-1])
         if steps:
             self._epoch += 1  # held, foreign or confirmed records moved: the next pass reads them again
-        return replace(result, live=new_live, wrote=True, stages={**result.stages, "applied_at": self._now()})
+        foreign = () if removing else result.foreign
+        stages = {**result.stages, "applied_at": self._now()}
+        return replace(result, live=new_live, wrote=True, foreign=foreign, stages=stages)
 
     async def _commit(self, frame: Frame, batches: Sequence[Step]) -> list[int]:
         """Send each batch as one transaction; the store revision of each."""
@@ -294,16 +297,25 @@ class Reconciler:
         return Content(rego[0].value, data[0].value if data else None) if rego else None
 
     def _foreign_steps(self, result: PassResult) -> list[Step]:
-        """Deletions of foreign keys, when the last request asked for them and it was not handled yet."""
+        """Deletions of foreign keys, when the last request asked for them; they take the wish out of the request.
+
+        So it holds once, also for the next leader, and never for keys that somebody writes later.
+        """
         requested = result.live.requested
-        settled = self._settled[1].handled if self._settled else None
-        if requested is None or not requested.remove_foreign or requested.token == settled:
+        if requested is None or not requested.remove_foreign:
             return []
-        revisions = dict(result.live.foreign)
-        for name, policy in result.live.policies.items():
-            if policy.meta is None and name not in result.tree.policies:
-                revisions |= {f"{self._keyspace.policies}{name}/{f}": rev for f, rev in policy.files.items()}
-        return [Step((Compare(key, Target.MOD, rev),), (Delete(key),)) for key, rev in revisions.items()]
+        revisions = self._foreign(result.tree, result.live)
+        key, done = self._keyspace.requested, replace(requested, remove_foreign=False)
+        spent = Step((Compare(key, Target.MOD, result.live.requested_revision),), (Put(key, done.encode()),))
+        return [*(Step((Compare(k, Target.MOD, rev),), (Delete(k),)) for k, rev in revisions.items()), spent]
+
+    def _foreign(self, tree: Tree, live: LiveState) -> dict[str, int]:
+        """The keys, with their mod_revisions, that neither Git has nor regops wrote."""
+        revisions = dict(live.foreign)
+        for name, policy in live.policies.items():
+            if policy.meta is None and name not in tree.policies:
+                revisions |= {f"{self._keyspace.policies}{name}/{file}": rev for file, rev in policy.files.items()}
+        return revisions
 
     def _spent(self, result: PassResult) -> list[Step]:
         """A confirmation ends with the deletions that it was given for."""
@@ -323,17 +335,6 @@ def _gone(name: PolicyName, tree: Tree) -> bool:
     """Whether the commit really has this policy no more: of a ``projects`` that is no folder nothing is known."""
     unknown = name != PLATFORM and "projects" in tree.invalid
     return name not in tree.policies and name not in tree.invalid and not unknown
-
-
-def _foreign(tree: Tree, live: LiveState) -> tuple[str, ...]:
-    """Keys that neither Git has nor regops wrote."""
-    unwritten = (
-        f"{name}/{file}"
-        for name, policy in live.policies.items()
-        if policy.meta is None and name not in tree.policies
-        for file in policy.files
-    )
-    return tuple(sorted((*live.foreign, *unwritten)))
 
 
 def _blocked(ruling: Ruling, commit: str, live: LiveState) -> dict[str, Held]:

@@ -70,6 +70,7 @@ class LiveState:
     applying_revision: int = 0
     suspended: Suspended | None = None
     requested: Requested | None = None
+    requested_revision: int = 0
     confirmed: Confirmed | None = None
     confirmed_revision: int = 0
 
@@ -109,6 +110,7 @@ def decode_live(keyspace: Keyspace, read: Read) -> LiveState:
         applying_revision=_revision(applying),
         suspended=_first(Suspended, suspended) or (Suspended("", "", "") if suspended else None),
         requested=_first(Requested, requested),
+        requested_revision=_revision(requested),
         confirmed=_first(Confirmed, confirmed),
         confirmed_revision=_revision(confirmed),
     )
