@@ -57,6 +57,7 @@ def status_document(seen: Observed, source: Mapping[str, str], now: datetime) ->
         "last_applied_at": seen.applied.at if seen.applied else None,
         "last_handled_reconcile_at": record.last_handled_reconcile_at if record else None,
         "suspended": seen.suspended is not None,
+        "suspension": asdict(seen.suspended) if seen.suspended else None,
         "policies": {"live": seen.live, "held": len(seen.held)},
         "held": [{"policy": name, **asdict(held)} for name, held in sorted(seen.held.items())],
         "blocked_deletions": list(record.blocked_deletions) if record else [],

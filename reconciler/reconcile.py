@@ -128,7 +128,7 @@ class Reconciler:
             live=live,
             rewritten=desired.rewritten,
             suspended=live.suspended is not None,
-            foreign=_foreign(desired.tree, live),
+            foreign=tuple(sorted(self._foreign(desired.tree, live))),
             handled=live.requested.token if live.requested else None,
             stages=stages,
         )
@@ -196,7 +196,8 @@ class Reconciler:
 
     async def _apply(self, fence: Fence, result: PassResult, *, renew: bool) -> PassResult:
         live = result.live
-        steps = [*self._foreign_steps(result), *held_steps(self._keyspace, result.held, live), *self._spent(result)]
+        removing = self._foreign_steps(result)
+        steps = [*removing, *held_steps(self._keyspace, result.held, live), *self._spent(result)]
         moved = live.applied is None or live.applied.commit != result.commit or live.applying is not None
         if not (result.plan.changes or steps or moved or renew):
             return result
@@ -211,7 +212,9 @@ class Reconciler:
         new_live = _advance(result, metas, of_steps[: len(changes)], applied, revisions[-1])
         if steps:
             self._epoch += 1  # held, foreign or confirmed records moved: the next pass reads them again
-        return replace(result, live=new_live, wrote=True, stages={**result.stages, "applied_at": self._now()})
+        foreign = () if removing else result.foreign
+        stages = {**result.stages, "applied_at": self._now()}
+        return replace(result, live=new_live, wrote=True, foreign=foreign, stages=stages)
 
     async def _commit(self, frame: Frame, batches: Sequence[Step]) -> list[int]:
         """Send each batch as one transaction; the store revision of each."""
@@ -295,22 +298,25 @@ class Reconciler:
         return Content(rego[0].value, data[0].value if data else None) if rego else None
 
     def _foreign_steps(self, result: PassResult) -> list[Step]:
-        """Deletions of foreign keys, when the last request asks for them.
+        """Deletions of foreign keys, when the last request asked for them; they take the wish out of the request.
 
-        The wish ends with the deed, in the same transaction: a later leader finds the request too, and must not delete
-        what was foreign only then.
+        So it holds once, also for the next leader, and never for keys that somebody writes later.
         """
         requested = result.live.requested
         if requested is None or not requested.remove_foreign:
             return []
-        revisions = dict(result.live.foreign)
-        for name, policy in result.live.policies.items():
-            if policy.meta is None and name not in result.tree.policies:
-                revisions |= {f"{self._keyspace.policies}{name}/{f}": rev for f, rev in policy.files.items()}
-        done = Put(self._keyspace.requested, replace(requested, remove_foreign=False).encode())
-        spent = Step((Compare(self._keyspace.requested, Target.MOD, result.live.requested_revision),), (done,))
-        gone = [Step((Compare(key, Target.MOD, rev),), (Delete(key),)) for key, rev in revisions.items()]
-        return [*gone, spent]
+        revisions = self._foreign(result.tree, result.live)
+        key, done = self._keyspace.requested, replace(requested, remove_foreign=False)
+        spent = Step((Compare(key, Target.MOD, result.live.requested_revision),), (Put(key, done.encode()),))
+        return [*(Step((Compare(k, Target.MOD, rev),), (Delete(k),)) for k, rev in revisions.items()), spent]
+
+    def _foreign(self, tree: Tree, live: LiveState) -> dict[str, int]:
+        """The keys, with their mod_revisions, that neither Git has nor regops wrote."""
+        revisions = dict(live.foreign)
+        for name, policy in live.policies.items():
+            if policy.meta is None and name not in tree.policies:
+                revisions |= {f"{self._keyspace.policies}{name}/{file}": rev for file, rev in policy.files.items()}
+        return revisions
 
     def _spent(self, result: PassResult) -> list[Step]:
         """A confirmation ends with the deletions that it was given for."""
@@ -330,17 +336,6 @@ def _gone(name: PolicyName, tree: Tree) -> bool:
     """Whether the commit really has this policy no more: of a ``projects`` that is no folder nothing is known."""
     unknown = name != PLATFORM and "projects" in tree.invalid
     return name not in tree.policies and name not in tree.invalid and not unknown
-
-
-def _foreign(tree: Tree, live: LiveState) -> tuple[str, ...]:
-    """Keys that neither Git has nor regops wrote."""
-    unwritten = (
-        f"{name}/{file}"
-        for name, policy in live.policies.items()
-        if policy.meta is None and name not in tree.policies
-        for file in policy.files
-    )
-    return tuple(sorted((*live.foreign, *unwritten)))
 
 
 def _blocked(ruling: Ruling, commit: str, live: LiveState) -> dict[str, Held]:

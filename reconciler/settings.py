@@ -11,14 +11,22 @@ import difflib
 import os
 import re
 import socket
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from reconciler.core.errors import StalledError
+from reconciler.settings_file import SettingsFile
 
 ENVIRONMENT_PREFIX = "REGOPS_"
 NO_SETTINGS = frozenset(
@@ -30,8 +38,24 @@ Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,6
 Seconds = Annotated[float, Field(gt=0)]
 
 
+_CREDENTIALS = re.compile(r"^(https?://|[a-z+]+://(?=[^/@]*:[^/@]*@))[^/@]*@")
+_PROTOCOLS = frozenset({"https", "ssh", "file", "http", "git"})
+
+
+def _protocol(remote: str) -> str:
+    """By git's own rule (git-fetch(1), "GIT URLS"): a scheme, else ssh for a colon before the first slash."""
+    scheme, separator, _ = remote.partition("://")
+    return scheme if separator else "ssh" if ":" in remote.partition("/")[0] else "file"
+
+
 class _Group(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True)
+
+    @field_validator("*")
+    @classmethod
+    def _home(cls, value: Any) -> Any:
+        """A path may begin with ``~``."""
+        return value.expanduser() if isinstance(value, Path) and value.parts[:1] and value.parts[0][0] == "~" else value
 
 
 class GitSettings(_Group):
@@ -48,7 +72,21 @@ class GitSettings(_Group):
     poll_interval: Seconds = 30.0
     """Seconds between two looks at the remote when nothing else triggers one."""
     fetch_timeout: Seconds = 60.0
-    """Seconds after which a fetch is ended and counts as failed."""
+    """Seconds after which a fetch is ended and counts as failed; in a first clone, so many without any progress."""
+    clone_timeout: Seconds = 600.0
+    """Seconds that the first clone, which brings the whole history, may take in all."""
+    protocols: Annotated[tuple[Literal["https", "ssh", "file", "http", "git"], ...], Field(min_length=1)] = (
+        "https",
+        "ssh",
+        "file",
+    )
+    """Protocols that git may use, also after a redirect: `https`, `ssh`, `file` (a folder too), `http`, `git`."""
+    ssh_key: Path | None = None
+    """Private key for ssh, without a passphrase; by default the keys and the agent of the account."""
+    known_hosts: Path | None = None
+    """Host keys for ssh (the form of `~/.ssh/known_hosts`); by default the account's. An unknown host is refused."""
+    ca_file: Path | None = None
+    """CA certificates (PEM) to trust for https instead of the system's."""
 
     @field_validator("path")
     @classmethod
@@ -57,6 +95,18 @@ class GitSettings(_Group):
         if any(part in {"", ".", ".."} for part in parts):
             raise ValueError("must be a folder inside the repository, such as 'policies'")
         return "/".join(parts)
+
+    @model_validator(mode="after")
+    def _reachable(self) -> Self:
+        protocol = _protocol(self.remote)
+        if self.remote and protocol in _PROTOCOLS and protocol not in self.protocols:
+            raise ValueError(f"git.remote uses {protocol}, which git.protocols does not allow: {self.shown}")
+        return self
+
+    @property
+    def shown(self) -> str:
+        """The remote as it may leave the process: without the password or token of an http(s) URL."""
+        return _CREDENTIALS.sub(r"\1***@", self.remote)
 
 
 class EtcdSettings(_Group):
@@ -264,10 +314,13 @@ def setting_names() -> dict[str, str]:
 
 
 def load(file: Path | None, environment: Mapping[str, str] = os.environ) -> Settings:
-    """Read the file (when given) and the environment. Raises `StalledError` naming file, setting and remedy."""
-    document = {} if file is None else _read(file)
-    _refuse_unknown(document, str(file))
-    merged: dict[str, dict[str, Any]] = {group: dict(values or {}) for group, values in document.items()}
+    """Read the file (when given) and the environment. Raises `StalledError` naming file, line, setting and remedy."""
+    document = SettingsFile.read(file) if file else SettingsFile()
+    _refuse_unknown(document)
+    merged = {
+        group: {key: _listed(group, key, value) for key, value in values.items()}
+        for group, values in document.groups.items()
+    }
     origins: dict[str, str] = {}
     by_variable = {variable: name for name, variable in setting_names().items()}
     for variable, value in environment.items():
@@ -277,60 +330,50 @@ def load(file: Path | None, environment: Mapping[str, str] = os.environ) -> Sett
         if name is None:
             raise _invalid(f"{variable} is no setting", _suggest(variable, by_variable))
         group, _, key = name.partition(".")
-        merged.setdefault(group, {})[key] = _split(group, key, value)
+        merged.setdefault(group, {})[key] = _listed(group, key, value)
         origins[name] = variable
     try:
         return Settings.model_validate(merged)
     except ValidationError as error:
         first = error.errors()[0]
-        name = ".".join(str(part) for part in first["loc"][:2])
-        where = origins.get(name) or f"{name} in {file}"
-        raise _invalid(f"{where}: {first['msg'].removeprefix('Value error, ')}", "") from error
+        loc = [str(part) for part in first["loc"][:2]]
+        where = origins.get(".".join(loc)) or ": ".join(filter(None, [document.place(*loc), ".".join(loc)]))
+        what = first["msg"].removeprefix("Value error, ").replace("valid tuple", "list")
+        raise _invalid(f"{where}: {what}", "See docs/settings.md.") from error
 
 
 def _groups() -> dict[str, type[_Group]]:
     return {name: type(getattr(Settings(), name)) for name in Settings.model_fields}
 
 
-def _read(file: Path) -> dict[str, Any]:
-    try:
-        document = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise _invalid(f"{file}: {error.strerror}", "Give an existing settings file with --config.") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise _invalid(f"{file} is not YAML: {' '.join(str(error).split())}", "") from error
-    if document is None:
-        return {}
-    if not isinstance(document, dict) or not all(isinstance(v, dict | None) for v in document.values()):
-        raise _invalid(f"{file} is no mapping of groups", "Write groups such as 'git:' with their settings below.")
-    return document
-
-
-def _refuse_unknown(document: Mapping[str, Any], file: str) -> None:
+def _refuse_unknown(document: SettingsFile) -> None:
     groups = _groups()
-    for group, values in document.items():
+    for group, values in document.groups.items():
         if group not in groups:
-            raise _invalid(f"{file}: {group!r} is no group of settings", _suggest(str(group), groups))
-        for name in values or {}:
+            raise _invalid(f"{document.place(group)}: {group!r} is no group of settings", _suggest(group, groups))
+        for name in values:
             if name not in groups[group].model_fields:
                 known = [f"{group}.{field}" for field in groups[group].model_fields]
-                everywhere = setting_names()
-                raise _invalid(
-                    f"{file}: {group}.{name} is no setting",
-                    _suggest(f"{group}.{name}", known) or _suggest(f"{group}.{name}", everywhere),
-                )
+                full = f"{group}.{name}"
+                suggestion = _closest(full, known) or _suggest(full, setting_names())
+                raise _invalid(f"{document.place(group, name)}: {full} is no setting", suggestion)
 
 
-def _split(group: str, name: str, value: str) -> Any:
+def _listed(group: str, name: str, value: Any) -> Any:
+    """A text for a setting that is a list: its parts, separated by commas."""
     annotation = str(_groups()[group].model_fields[name].annotation)
-    if annotation.startswith("tuple["):
+    if isinstance(value, str) and annotation.startswith("tuple["):
         return [part.strip() for part in value.split(",") if part.strip()]
     return value
 
 
-def _suggest(name: str, known: Any) -> str:
+def _suggest(name: str, known: Iterable[str]) -> str:
+    return _closest(name, known) or "See docs/settings.md for all names."
+
+
+def _closest(name: str, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return f"Did you mean {close[0]}?" if close else "See docs/settings.md for all names."
+    return f"Did you mean {close[0]}?" if close else ""
 
 
 def _invalid(message: str, remedy: str) -> StalledError:

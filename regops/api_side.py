@@ -109,7 +109,7 @@ async def open_api(engine: Engine, group: asyncio.TaskGroup, candidacy: Candidac
             keyspace=space,
             mirror=mirror,
             source=engine.source,
-            place={"remote": settings.git.remote, "branch": settings.git.branch, "path": settings.git.path},
+            place={"remote": settings.git.shown, "branch": settings.git.branch, "path": settings.git.path},
             registry=engine.registry,
             metrics=metrics,
             held=held,

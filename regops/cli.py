@@ -6,11 +6,12 @@ import click
 
 from regops import __version__
 from regops.commands.check import check
-from regops.commands.operate import resume, suspend, sync
+from regops.commands.operate import resume, suspend
 from regops.commands.plan import plan
 from regops.commands.rego_test import rego_test
 from regops.commands.run import agent, server
 from regops.commands.status import fleet, status
+from regops.commands.sync import sync
 from regops.commands.version import version
 from regops.dev import dev
 
@@ -22,6 +23,9 @@ Start here:
   regops dev      the whole system on this machine
   regops check    would these policies go live?
   regops status   what is live, what is held, who enforces it
+\b
+Exit codes: 0 done; 1 an error, or not all well; 2 wrong usage (and `plan --exit-code`: something to change);
+130 interrupted. Settings and environment variables: docs/settings.md.
 """,
 )
 @click.version_option(__version__, prog_name="regops")

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from reconciler.adapters.etcd import EtcdStore
 from reconciler.adapters.git import GitSource
+from reconciler.adapters.git.access import Access
 from reconciler.adapters.git.worktree import commit_folder, commit_of
 from reconciler.adapters.opa import OpaCompiler
 from reconciler.core.errors import StalledError, TransientError
@@ -80,6 +81,8 @@ async def open_source(settings: Settings) -> AsyncIterator[GitSource]:
         branch=git.branch,
         path=git.path,
         fetch_timeout=git.fetch_timeout,
+        clone_timeout=git.clone_timeout,
+        access=Access(protocols=git.protocols, ssh_key=git.ssh_key, known_hosts=git.known_hosts, ca_file=git.ca_file),
     )
     try:
         yield source

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import os
-import shutil
 import signal
 import sys
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -20,26 +18,18 @@ import aiohttp
 import click
 
 from reconciler.agent.opa_config import opa_config
-from reconciler.core.errors import RegopsError, StalledError
-from regops import devwatch, toolchain
+from reconciler.settings import load
+from regops import devdemo, devwatch, toolchain
 from regops.commands.errors import one_line
 from regops.commands.target import DEFAULT_STATE
 from regops.commands.token import token
-from regops.devstate import DevState, git
+from regops.devenvironment import inherited
+from regops.devstate import DevState
 from regops.issuer import Issuer, ready_entries, server_environment
 from regops.issuer import serve as serve_keys
 from regops.supervise import Program, Supervisor
 
 _START_SECONDS = 60.0
-_FLIP_SECONDS = 15.0
-DEMO_FILE = "projects/billing/rego.rego"
-DEMO_LINES = ("refund_window_days := 30", "refund_window_days := 14")
-DEMO_QUERY = "/v1/data/projects/billing/authz/allow"
-DEMO_INPUT = {
-    "claims": {"sub": "ann", "roles": ["billing_agent"], "project": "billing"},
-    "action": "refund",
-    "refund": {"amount": 40, "currency": "EUR", "age_days": 20, "sold_by": "bob"},
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +50,7 @@ class Options:
 @click.group(
     invoke_without_command=True,
     subcommand_metavar="[COMMAND]",
+    short_help="Run the whole system here, to try it and to write policies.",
     epilog="""\b
 Examples:
   regops dev                         everything, on the usual ports; Ctrl-C ends it
@@ -67,6 +58,7 @@ Examples:
   regops dev --git URL               with a policy repository of your own
   regops dev --once                  start, push one change, show the decision flip, end
   regops dev token --project billing a token for its API
+  regops dev --reset                 begin again with the policies of policies-example/
 """,
 )
 @click.option(
@@ -78,19 +70,32 @@ Examples:
     help="Folder of everything that it keeps.",
 )
 @click.option("--git", "remote", metavar="URL", help="An existing policy repository instead of the seeded one.")
-@click.option("--branch", default="main", show_default=True, help="The branch to follow.")
-@click.option("--path", "path", default="policies", show_default=True, help="Folder of the policies in it.")
+@click.option("--branch", default="main", show_default=True, metavar="NAME", help="The branch to follow.")
+@click.option(
+    "--path", "path", default="policies", show_default=True, metavar="FOLDER", help="Folder of the policies in it."
+)
 @click.option(
     "--opas", type=click.IntRange(1, 32), default=1, show_default=True, help="How many OPAs, each with agent."
 )
-@click.option("--ports", type=click.Choice(["usual", "auto"]), default="usual", show_default=True)
-@click.option("--reset", is_flag=True, help="Forget the former state first.")
+@click.option(
+    "--ports",
+    type=click.Choice(["usual", "auto"]),
+    default="usual",
+    show_default=True,
+    help="8080 (API), 8090 (keys), 8181 (OPA), 8282 (agent), 2379, 2380 (etcd), 27017 (MongoDB); or free ones, kept.",
+)
+@click.option("--reset", is_flag=True, help="Forget the former state first: its repository, etcd, everything.")
 @click.option("--ready-file", type=click.Path(path_type=Path), help="Written (JSON) when every process answers.")
 @click.option("--once", is_flag=True, help="Push one change, print the decision before and after, and end.")
 @click.pass_context
 @one_line
 def dev(context: click.Context, /, ports: str, **options: Any) -> None:
-    """Run the whole system here: etcd, OPA, a MongoDB-compatible server, a policy repository, server and agent."""
+    """Run the whole system here: etcd, OPA, a MongoDB-compatible server, a policy repository, server and agent.
+
+    It prints where everything is and three lines to copy, then each applied commit with its timings, what is held and
+    what goes wrong. Ctrl-C, or SIGTERM, ends all of it; what was pushed is there again the next time. The log of each
+    process lies in STATE/logs. Settings of the groups policy, guard and loop may be given as REGOPS_ variables.
+    """
     if context.invoked_subcommand is not None:
         return
     raise SystemExit(asyncio.run(_main(Options(auto_ports=ports == "auto", **options))))
@@ -102,8 +107,9 @@ dev.add_command(token)
 async def _main(options: Options) -> int:
     task = asyncio.ensure_future(_Dev(options).run())
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, task.cancel)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):  # the last one: its terminal was closed
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            loop.add_signal_handler(number, task.cancel)
     try:
         return await task
     except asyncio.CancelledError:
@@ -116,17 +122,24 @@ class _Dev:
     def __init__(self, options: Options) -> None:
         self._options = options
         self._state = DevState(options.state)
-        self._supervisor = Supervisor(_say, self._started, last=frozenset({"etcd", "mongo"}))
+        environment, self._left_out = inherited(os.environ)
+        place = {"REMOTE": options.remote or "", "BRANCH": options.branch, "PATH": options.path}
+        load(None, environment | {f"REGOPS_GIT_{name}": value for name, value in place.items()})
+        self._supervisor = Supervisor(_say, self._started, last=frozenset({"etcd", "mongo"}), environment=environment)
         self._document: dict[str, Any] = {}
+        self._began = datetime.now(UTC)
 
     async def run(self) -> int:
         """Start everything, wait, end everything."""
-        tools = {name: await asyncio.to_thread(toolchain.ensure, name, _say) for name in ("etcd", "opa")}
+        if self._left_out:
+            _say(f"left out of what is started here: {', '.join(self._left_out)}")
         ended = self._state.open(reset=self._options.reset)
         if ended:
             _say(f"ended what a former run had left: {', '.join(ended)}")
-        began = monotonic()
         try:
+            self._state.unready(self._options.ready_file)
+            tools = {name: await asyncio.to_thread(toolchain.ensure, name, _say) for name in ("etcd", "opa")}
+            began = monotonic()
             async with contextlib.AsyncExitStack() as stack:
                 timeout = aiohttp.ClientTimeout(total=2)
                 session = await stack.enter_async_context(aiohttp.ClientSession(timeout=timeout))
@@ -144,11 +157,14 @@ class _Dev:
             self._state.close()
 
     async def _go(self, session: aiohttp.ClientSession) -> int:
-        watching = asyncio.create_task(devwatch.narrate(self._document, _say))
+        if not self._options.once:
+            text = await asyncio.to_thread(devdemo.policy_text, self._document, self._state.bare)
+            _say(devdemo.welcome(self._document, None if self._options.remote else text))
+        watching = asyncio.create_task(devwatch.narrate(self._document, _say, self._began))
         try:
             if self._options.once:
-                return await self._flip(session)
-            _say(_welcome(self._document, self._options.path))
+                await devdemo.flip(session, self._document, self._state.folder / "git", _say)
+                return 0
             await watching
             return 0
         finally:
@@ -196,35 +212,6 @@ class _Dev:
             "mongo": f"mongodb://127.0.0.1:{ports['mongo']}",
         }
 
-    # --- once --------------------------------------------------------------------------------------------------------
-
-    async def _flip(self, session: aiohttp.ClientSession) -> int:
-        """Push the demonstration's change and wait for the other decision."""
-        opa = self._document["opa"][0] + DEMO_QUERY
-        before = await _until(lambda: _decision(session, opa), lambda answer: answer is not None)
-        clone = self._state.folder / "git" / "once"
-        await asyncio.to_thread(self._change, clone)
-        pushed = monotonic()
-        _say(f"before the push:  {opa} → {json.dumps(before)}")
-        after = await _until(lambda: _decision(session, opa), lambda answer: answer is not None and answer != before)
-        _say(f"after the push:   {opa} → {json.dumps(after)}")
-        _say(f"git push returned → OPA decides by the new rule: {(monotonic() - pushed) * 1000:.0f} ms")
-        await asyncio.sleep(0.3)  # the line with the stages is on its way
-        return 0
-
-    def _change(self, clone: Path) -> None:
-        shutil.rmtree(clone, ignore_errors=True)
-        git("clone", "-q", "-b", self._options.branch, self._document["git"], str(clone), folder=self._state.folder)
-        file = clone / self._options.path / DEMO_FILE
-        if not file.is_file():
-            raise StalledError(f"the repository has no {DEMO_FILE}", remedy="--once works with the seeded repository.")
-        text = file.read_text(encoding="utf-8")
-        old, new = DEMO_LINES if DEMO_LINES[0] in text else DEMO_LINES[::-1]
-        file.write_text(text.replace(old, new), encoding="utf-8")
-        _say(f"pushing a change of {DEMO_FILE}: {old} → {new}")
-        git("commit", "-q", "-a", "-m", f"Billing: {new}", folder=clone)
-        git("push", "-q", "origin", self._options.branch, folder=clone)
-
 
 @dataclass(frozen=True, slots=True)
 class _Programs:
@@ -259,7 +246,7 @@ class _Programs:
 
     def server(self) -> Program:
         environment = {
-            **self._common(),
+            "REGOPS_ETCD_ENDPOINTS": self.urls["etcd"],
             **server_environment(self.jwks_url, self.urls["opa-0"]),
             "REGOPS_GIT_REMOTE": self.remote,
             "REGOPS_GIT_BRANCH": self.options.branch,
@@ -271,13 +258,12 @@ class _Programs:
             "REGOPS_OPA_BINARY": str(self.tools["opa"]),
         }
         words = [sys.executable, "-m", "regops", "server"]
-        ready = self._http(f"{self.urls['api']}/readyz?exclude=git")  # --git may name a remote that is away for now
-        return Program("server", words, self._log("server"), ready, environment)
+        return Program("server", words, self._log("server"), self._http(f"{self.urls['api']}/readyz"), environment)
 
     def agent(self, index: int) -> Program:
         name = f"agent-{index}"
         environment = {
-            **self._common(),
+            "REGOPS_ETCD_ENDPOINTS": self.urls["etcd"],
             "REGOPS_AGENT_PORT": str(self.ports[name]),
             "REGOPS_AGENT_ID": name,
             "REGOPS_AGENT_STATE": str(self.folder / name),
@@ -294,16 +280,6 @@ class _Programs:
         words += ["--config-file", str(config), "--skip-version-check", "--shutdown-grace-period", "1"]
         words += ["--log-level", "error"]
         return Program(name, words, self._log(name), self._http(f"{self.urls[name]}/health?bundles"))
-
-    def _common(self) -> dict[str, str]:
-        """No setting of the user's shell may move the ports or folders of a child."""
-        groups = ("REGOPS_GIT_", "REGOPS_ETCD_", "REGOPS_SERVER_", "REGOPS_AGENT_", "REGOPS_AUTH_")
-        cleared = {name: "" for name in os.environ if name.startswith(groups)}
-        if cleared:
-            raise StalledError(
-                f"{', '.join(sorted(cleared))} would change what dev starts", remedy="Unset it for `regops dev`."
-            )
-        return {"REGOPS_ETCD_ENDPOINTS": self.urls["etcd"], "PYTHONUNBUFFERED": "1"}
 
     def _log(self, name: str) -> Path:
         return self.folder / "logs" / f"{name}.log"
@@ -330,44 +306,6 @@ class _Programs:
             return True
 
         return answers
-
-
-def _welcome(document: dict[str, Any], path: str) -> str:
-    query = json.dumps({"input": DEMO_INPUT}, separators=(",", ":"))
-    file = f"{path}/{DEMO_FILE}"
-    return f"""
-  API     {document["api"]}   (described at {document["api"]}/docs; a token: regops dev token --role platform_admin)
-  OPA     {", ".join(document["opa"])}
-  Git     {document["git"]}
-  etcd    {", ".join(document["etcd"])}
-  MongoDB {document["mongo"]}
-
-Copy these three lines into another terminal: clone, change a policy and push, ask OPA
-
-  git clone {document["git"]} my-policies && cd my-policies
-  sed -i 's/{DEMO_LINES[0]}/{DEMO_LINES[1]}/' {file} && git -c user.name=me -c user.email=me@localhost commit -am "Shorter refunds" && git push
-  curl -s {document["opa"][0]}{DEMO_QUERY} -d '{query}'
-
-Ctrl-C ends everything. What is applied shows up here:
-"""  # noqa: E501 lines to be copied whole
-
-
-async def _decision(session: aiohttp.ClientSession, url: str) -> Any:
-    try:
-        async with session.post(url, json={"input": DEMO_INPUT}) as answer:
-            return (await answer.json()).get("result")
-    except (aiohttp.ClientError, TimeoutError):
-        return None
-
-
-async def _until(ask: Callable[[], Awaitable[Any]], good: Callable[[Any], bool]) -> Any:
-    try:
-        async with asyncio.timeout(_FLIP_SECONDS):
-            while not good(answer := await ask()):  # noqa: ASYNC110 another process changes it
-                await asyncio.sleep(0.005)
-            return answer
-    except TimeoutError as error:
-        raise RegopsError(f"the decision did not change within {_FLIP_SECONDS:g} s; see the logs") from error
 
 
 def _say(line: str) -> None:

@@ -33,6 +33,11 @@ class DevState:
         self.folder = folder.resolve()
         self._lock: IO[str] | None = None
 
+    @property
+    def bare(self) -> Path:
+        """Where the seeded repository lies."""
+        return self.folder / "git" / "policies.git"
+
     def open(self, *, reset: bool) -> list[str]:
         """Take the folder: end what a killed `dev` left behind. Returns the names of what was ended."""
         if self.folder.exists() and any(self.folder.iterdir()) and not (self.folder / _MARKER).exists():
@@ -101,7 +106,7 @@ class DevState:
 
     def repository(self, branch: str, path: str) -> str:
         """URL of the seeded bare repository, made from `policies-example/` the first time."""
-        bare = self.folder / "git" / "policies.git"
+        bare = self.bare
         if not (bare / "HEAD").exists():
             work = self.folder / "git" / "seed"
             shutil.rmtree(work, ignore_errors=True)

@@ -92,7 +92,7 @@ class Contender:
         self._settings = settings
         self._metrics = metrics
         self._keyspace = compose.keyspace(settings.etcd)
-        place = {"remote": settings.git.remote, "branch": settings.git.branch, "path": settings.git.path}
+        place = {"remote": settings.git.shown, "branch": settings.git.branch, "path": settings.git.path}
         self._status = StatusKeeper(engine.store, self._keyspace, source=place, leader=settings.server.id)
         self._missing: str | None = "it was not started yet"
         self.leads = False

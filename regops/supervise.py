@@ -7,17 +7,22 @@ import contextlib
 import logging
 import os
 import signal
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import monotonic
+
+from reconciler.core.errors import StalledError
 
 log = logging.getLogger(__name__)
 
 _GRACE = 2.5
 _GRACE_LAST = 1.5
 _BACKOFF = (0.2, 5.0)
+_TRIES = 3
 _LOG_LIMIT = 10 * 1024 * 1024
+_LOG_TAIL = 400
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +39,8 @@ class Program:
 class Supervisor:
     """Keeps programs running while ``async with`` lasts; then ends them in reverse order.
 
-    ``say`` takes lines for a person; ``changed`` is called with the pids after every start.
+    ``say`` takes lines for a person; ``changed`` is called with the pids after every start. Programs inherit
+    ``environment`` and add their own; those named in ``last`` end after all others.
     """
 
     def __init__(
@@ -43,12 +49,15 @@ class Supervisor:
         changed: Callable[[dict[str, int]], None],
         *,
         last: frozenset[str] = frozenset(),
+        environment: Mapping[str, str] = os.environ,
     ) -> None:
         self._last = last
+        self._environment = environment
         self._say = say
         self._changed = changed
         self._running: dict[str, asyncio.subprocess.Process] = {}
         self._keepers: list[asyncio.Task[None]] = []
+        self._ends: Counter[str] = Counter()
         self._ending = False
 
     def pids(self) -> dict[str, int]:
@@ -56,18 +65,20 @@ class Supervisor:
         return {name: process.pid for name, process in self._running.items()}
 
     async def start(self, program: Program, seconds: float) -> None:
-        """Start and wait until it answers. Raises `TimeoutError` after ``seconds``, naming the log."""
+        """Start and wait until it answers. Raises `TimeoutError` after ``seconds``, and `StalledError` for a program
+        that ends again and again; both name the log."""
         began = monotonic()
         _rotate(program.log)
         await self._spawn(program)
         self._keepers.append(asyncio.create_task(self._keep(program), name=f"keep {program.name}"))
         try:
             async with asyncio.timeout(seconds):
-                while not await program.answers():  # noqa: ASYNC110 another process changes it
+                while not await program.answers():
+                    if self._ends[program.name] >= _TRIES:
+                        raise StalledError(f"{program.name} ends as soon as it starts; {_last_words(program.log)}")
                     await asyncio.sleep(0.02)
         except TimeoutError as error:
-            tail = program.log.read_text(encoding="utf-8", errors="replace")[-800:] if program.log.exists() else ""
-            raise TimeoutError(f"{program.name} does not answer; its log is {program.log}\n{tail}") from error
+            raise TimeoutError(f"{program.name} does not answer; {_last_words(program.log)}") from error
         self._say(f"  {program.name} ready after {monotonic() - began:.1f} s")
 
     async def stop(self) -> None:
@@ -90,7 +101,7 @@ class Supervisor:
                 stdout=output,
                 stderr=output,
                 start_new_session=True,
-                env={**os.environ, **program.environment},
+                env={**self._environment, **program.environment},
             )
         self._changed(self.pids())
 
@@ -103,6 +114,7 @@ class Supervisor:
             if self._ending:
                 return
             kill_group(process.pid)
+            self._ends[program.name] += 1
             delay = _BACKOFF[0] if monotonic() - began > _BACKOFF[1] else min(delay * 2, _BACKOFF[1])
             self._say(f"{program.name} ended ({_how(status)}) and is started again; its log: {program.log}")
             await asyncio.sleep(delay)
@@ -143,6 +155,15 @@ def _signal(process: asyncio.subprocess.Process, number: signal.Signals) -> None
 
 def _how(status: int) -> str:
     return f"signal {-status}" if status < 0 else f"exit code {status}"
+
+
+def _last_words(file: Path) -> str:
+    try:
+        lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    said = [line.strip() for line in lines if line.strip()]
+    return f"its log is {file}" + (f": {said[-1][-_LOG_TAIL:]}" if said else "")
 
 
 def _rotate(file: Path) -> None:

@@ -18,7 +18,7 @@ from reconciler.core.guards import Limits
 from reconciler.core.keyspace import Keyspace
 from reconciler.core.model import PLATFORM, PolicyName, project_policy
 from reconciler.core.ports import Delete, Fence, Put, Range, Transaction
-from reconciler.core.records import Applied, Applying, Confirmed, Meta
+from reconciler.core.records import Applied, Applying, Confirmed, Meta, Requested
 from reconciler.reconcile import PassResult, Reconciler
 from reconciler.validation import Judge
 from regops import toolchain
@@ -176,7 +176,7 @@ async def test_keys_that_regops_never_wrote_are_reported_and_left(world: World) 
     await world.run({"projects/a/rego.rego": Rego("a").says("1")})
     await world.hand(Put(f"{world.keys.policies}odd", b"x"), Put(world.keys.rego(B), b"y"))
     result = await world.run()
-    assert set(result.foreign) == {f"{world.keys.policies}odd", "projects/b/rego.rego"}
+    assert set(result.foreign) == {f"{world.keys.policies}odd", f"{world.keys.policies}projects/b/rego.rego"}
     assert (await world.live())["odd"] == b"x"
 
 
@@ -314,3 +314,19 @@ async def test_bad_input_is_held_with_a_message_and_never_live(
     result = await world.run({**files, "projects/good/rego.rego": Rego("good").says("1")})
     assert set(await world.live()) == {"projects/good/rego.rego"}
     assert said in " ".join(map(str, result.held[policy].errors))
+
+
+async def test_foreign_keys_are_removed_once_when_a_person_asks_and_by_no_later_leader(world: World) -> None:
+    """The wish stayed in the request: the next leader, days later, deleted whatever was foreign then."""
+    await world.run({"projects/a/rego.rego": Rego("a").says("1")})
+    first, later = f"{world.keys.policies}odd", f"{world.keys.policies}projects/b/rego.rego"
+    await world.hand(Put(first, b"x"))
+    assert (await world.run()).foreign == (first,)
+    await world.hand(Put(world.keys.requested, Requested("now", remove_foreign=True).encode()))
+    asked = await world.run()
+    assert (asked.handled, asked.foreign) == ("now", ())
+    assert set(await world.live()) == {"projects/a/rego.rego"}
+    await world.hand(Put(later, b"x"))
+    world.reconciler = world.another()
+    assert (await world.run()).foreign == (later,)
+    assert set(await world.live()) == {"projects/a/rego.rego", "projects/b/rego.rego"}

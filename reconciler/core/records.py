@@ -129,7 +129,8 @@ class Suspended(Record):
 
 @dataclass(frozen=True, slots=True)
 class Requested(Record):
-    """``requested``: an opaque 'reconcile now' token; ``remove_foreign`` asks this one pass to delete foreign keys."""
+    """``requested``: an opaque 'reconcile now' token; ``remove_foreign`` asks the next pass that applies to delete
+    foreign keys, and is taken out of the record by it."""
 
     optional: ClassVar[frozenset[str]] = frozenset({"remove_foreign", "by"})
 

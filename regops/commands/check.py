@@ -18,17 +18,24 @@ from regops.commands.errors import one_line
 
 
 @click.command(
+    short_help="Would these policies go live? file:line:column of each error.",
     epilog="""\b
 Examples:
   regops check                       the working tree in this folder
   regops check ../policy-repo        another one
   regops check --commit HEAD~1       a commit, without checking it out
   regops check --json | jq .invalid  for a program
-"""
+""",
 )
 @click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path), default=".")
 @click.option("--commit", metavar="REV", help="Check this commit of the repository instead of the files in the folder.")
-@click.option("--path", "path", default=None, help="Folder of the policies inside it (setting git.path: policies).")
+@click.option(
+    "--path",
+    "path",
+    default=None,
+    metavar="FOLDER",
+    help="Folder of the policies inside it (setting git.path: policies).",
+)
 @click.option("--config", type=click.Path(path_type=Path), envvar="REGOPS_CONFIG", help="Settings file.")
 @click.option("--json", "as_json", is_flag=True, help="Print the verdict as JSON.")
 @one_line

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import functools
 from collections.abc import Callable, Iterator
-from typing import ParamSpec, TypeVar
+from typing import Final, ParamSpec, TypeVar
 
 import click
 
@@ -14,18 +14,30 @@ from reconciler.core.errors import RegopsError
 P = ParamSpec("P")
 R = TypeVar("R")
 
+INTERRUPTED: Final = 130
+"""Exit code after Ctrl-C: 128 and the signal's number, as shells have it."""
+_REMEDIES: Final = {
+    "StoreUnavailable": "Is etcd running? Its addresses are etcd.endpoints, or those of the `regops dev` in --state.",
+    "Unauthenticated": "Correct etcd.user and etcd.password_file.",
+    "PermissionDenied": "Let etcd.user read and write both prefixes.",
+}
+"""Where the error itself has none, since it also occurs in servers, which simply go on trying."""
+
 
 def one_line(command: Callable[P, R]) -> Callable[P, R]:
     """Let a command end with ``Error: <what>. <remedy>`` and exit code 1 for every error that regops raises.
 
-    Also for one that comes out of a task group, and for a port that is taken. Anything else is a defect and keeps its
-    traceback.
+    Also for one that comes out of a task group, for a port that is taken and for a file that cannot be read. Ctrl-C
+    ends it with `INTERRUPTED`. Anything else is a defect and keeps its traceback.
     """
 
     @functools.wraps(command)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
             return command(*args, **kwargs)
+        except KeyboardInterrupt:
+            click.echo("Interrupted.", err=True)
+            raise SystemExit(INTERRUPTED) from None
         except (RegopsError, OSError, ExceptionGroup) as error:
             for leaf in _leaves(error):
                 if message := _message(leaf):
@@ -45,9 +57,12 @@ def _leaves(error: BaseException) -> Iterator[BaseException]:
 
 def _message(error: BaseException) -> str | None:
     if isinstance(error, RegopsError):
-        return str(error)
+        remedy = error.remedy or _REMEDIES.get(error.reason, "")
+        return f"{error.message}. {remedy}" if remedy else error.message
     if isinstance(error, TimeoutError) and error.args:
         return str(error)
     if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
         return f"{error.strerror}. Choose another port: server.port or agent.port."
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}. Correct the path, or who may read and write it."
     return None

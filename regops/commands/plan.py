@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 
+from reconciler.core.errors import StalledError
 from reconciler.core.live import LiveState
 from reconciler.core.plan import Change, Operation, Plan
 from reconciler.core.records import Held
@@ -21,22 +22,27 @@ from regops.commands.target import Target, target_options
 
 
 @click.command(
+    short_help="What a sync would create, update, delete, hold or block.",
     epilog="""\b
 Examples:
-  regops plan                              the head of the branch that a running `regops dev` follows
+  regops plan                                the head of the branch that a running `regops dev` follows
+  regops plan --folder .                     the files in this folder
   regops plan --folder . --commit my-branch  a branch of the repository in this folder
-  regops plan --folder .                   the files in this folder
-  regops plan --config regops.yaml --json  for a program, with the settings of a server
-"""
+  regops plan --config regops.yaml --json    for a program, with the settings of a server
+""",
 )
 @click.option("--folder", type=click.Path(exists=True, file_okay=False, path_type=Path), help="A repository's folder.")
 @click.option("--commit", metavar="REV", help="A commit of the repository in --folder instead of its files.")
-@click.option("--exit-code", is_flag=True, help="Exit with 2 when there is something to change.")
+@click.option("--exit-code", is_flag=True, help="Exit with 2 when there is something to change or to hold.")
 @click.option("--json", "as_json", is_flag=True, help="Print the plan as JSON.")
 @target_options
 @one_line
 def plan(target: Target, folder: Path | None, commit: str | None, *, exit_code: bool, as_json: bool) -> None:
-    """Show what a sync would create, update, delete, hold or block. Nothing is written."""
+    """Show what a sync would create, update, delete, hold or block, against what is live. Nothing is written.
+
+    Without --folder it is the head of the branch that the system follows. The exit code is 0 also when there is
+    something to change, unless --exit-code is given.
+    """
     if commit and folder is None:
         folder = Path()
     settings = target.settings()
@@ -48,7 +54,13 @@ def plan(target: Target, folder: Path | None, commit: str | None, *, exit_code: 
             compose.open_judge(settings, source) as judge,
         ):
             reconciler = compose.make_reconciler(settings, source, store, judge)
-            live, planned, held, _tree = await reconciler.preview(head)
+            live, planned, held, tree = await reconciler.preview(head)
+            if folder is not None and not tree.found:
+                raise StalledError(
+                    f"there is no folder {settings.git.path!r} in {commit or 'the files'} of {folder}",
+                    reason="NoPolicies",
+                    remedy="Name the root of a policy repository with --folder, and its folder with git.path.",
+                )
             return head, live, planned, held
 
     head, live, planned, held = asyncio.run(run())

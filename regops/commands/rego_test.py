@@ -14,6 +14,7 @@ from regops.commands.errors import one_line
 
 @click.command(
     name="test",
+    short_help="Run the Rego unit tests of a policy repository.",
     epilog="""\b
 Examples:
   regops test                 the policy repository in this folder
@@ -21,16 +22,28 @@ Examples:
 """,
 )
 @click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path), default=".")
-@click.option("--path", "path", default=None, help="Folder of the policies inside it (setting git.path: policies).")
+@click.option(
+    "--path",
+    "path",
+    default=None,
+    metavar="FOLDER",
+    help="Folder of the policies inside it (setting git.path: policies).",
+)
 @click.option("-v", "--verbose", is_flag=True, help="Name every test.")
 @click.option("--config", type=click.Path(path_type=Path), envvar="REGOPS_CONFIG", help="Settings file.")
 @one_line
 def rego_test(folder: Path, path: str | None, config: Path | None, *, verbose: bool) -> None:
-    """Run the Rego unit tests (`*_test.rego`) of a policy repository; the exit code is OPA's."""
+    """Run the Rego unit tests (`*_test.rego`) of a policy repository.
+
+    By `opa test -b`, which loads the tree as production does. The exit code is OPA's: 0 when all pass, 2 when one
+    fails, 1 when something does not compile.
+    """
     settings = load(config)
     policies = folder / (path or settings.git.path)
     if not policies.is_dir():
         raise click.ClickException(f"{policies} is no folder. Name the folder of the policies with --path.")
+    if next(policies.rglob("*_test.rego"), None) is None:
+        click.echo(f"no tests: there is no *_test.rego below {policies}")
     opa = compose.opa_binary(settings)
     words = [str(opa), "test", *(["-v"] if verbose else []), "-b", str(policies)]
     raise SystemExit(subprocess.run(words, check=False).returncode)  # noqa: S603 a fixed command

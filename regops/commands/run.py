@@ -14,6 +14,7 @@ from reconciler.agent.opa_config import opa_config
 from reconciler.settings import Settings, load
 from regops import compose, logs, serving
 from regops.commands.errors import one_line
+from regops.commands.target import own_url
 
 log = logging.getLogger(__name__)
 
@@ -26,16 +27,18 @@ _level = click.option(
     default="info",
     show_default=True,
     type=click.Choice(["debug", "info", "warning", "error"]),
+    help="The least that is logged.",
 )
 
 
 @click.command(
+    short_help="Serve the API, and apply commits while elected.",
     epilog="""\b
 Examples:
   regops server --config regops.yaml
   REGOPS_GIT_REMOTE=https://git.example.com/policies.git regops server
   regops server --role api             a replica that only serves
-"""
+""",
 )
 @_config
 @_level
@@ -60,6 +63,7 @@ def server(config: Path | None, log_level: str, role: str) -> None:
 
 
 @click.group(
+    short_help="Serve the applied policy to the OPA beside it.",
     invoke_without_command=True,
     epilog="""\b
 Examples:
@@ -70,7 +74,13 @@ Examples:
 )
 @_config
 @_level
-@click.option("--project", "projects", multiple=True, help="Only this project (and the platform); may be repeated.")
+@click.option(
+    "--project",
+    "projects",
+    multiple=True,
+    metavar="NAME",
+    help="Only this project (and the platform); may be repeated.",
+)
 @click.pass_context
 @one_line
 def agent(context: click.Context, config: Path | None, log_level: str, projects: tuple[str, ...]) -> None:
@@ -85,12 +95,19 @@ def agent(context: click.Context, config: Path | None, log_level: str, projects:
         _until_signalled(serving.serve_agent(settings))
 
 
-@agent.command("opa-config")
+@agent.command(
+    "opa-config",
+    short_help="Print the configuration of the OPA to serve.",
+    epilog="""\b
+Example:
+  regops agent opa-config > opa.yaml && opa run --server --config-file opa.yaml
+""",
+)
 @click.pass_obj
 @one_line
 def print_opa_config(settings: Settings) -> None:
-    """Print the configuration for the OPA that this agent serves: `opa run --server --config-file FILE`."""
-    click.echo(opa_config(f"http://{settings.agent.host}:{settings.agent.port}"))
+    """Print the configuration for the OPA that this agent serves, with its address of agent.host and agent.port."""
+    click.echo(opa_config(own_url(settings.agent.host, settings.agent.port)), nl=False)
 
 
 def _until_signalled(main: Coroutine[Any, Any, None]) -> None:

@@ -13,23 +13,28 @@ from reconciler.core.ports import Delete, Range, Transaction
 from regops import compose
 from regops.commands.errors import one_line
 from regops.commands.table import table
-from regops.commands.target import Target, get_json, target_options
+from regops.commands.target import Target, get_status, target_options
 
 
 @click.command(
+    short_help="What is live, what is held and why, who enforces it.",
     epilog="""\b
 Examples:
   regops status                              of the `regops dev` in this folder
   regops status --server http://10.0.0.5:8080
   regops status --json | jq .conditions
-"""
+""",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the document of GET /status.")
 @target_options
 @one_line
 def status(target: Target, *, as_json: bool) -> None:
-    """Show conditions, the applied commit, held policies with their errors, and each agent's receipt."""
-    document = asyncio.run(get_json(target, "/status"))
+    """Show conditions, the applied commit, held policies with their errors, and each agent's receipt.
+
+    The exit code is 0 whenever a server answered, whatever it said: for a script, look at `.sync.status` (Synced,
+    OutOfSync, Unknown) and `.health.status` (Healthy, Progressing, Degraded, Suspended, Unknown) of `--json`.
+    """
+    document = asyncio.run(get_status(target))
     click.echo(json.dumps(document, indent=2, ensure_ascii=False) if as_json else _page(document))
 
 
@@ -44,7 +49,7 @@ def _page(status: dict[str, Any]) -> str:
         f"Policies:   {status['policies']['live']} live, {status['policies']['held']} held",
     ]
     if status["suspended"]:
-        lines.append("Suspended:  nothing is applied until `regops resume`")
+        lines.append(f"Suspended:  nothing is applied until `regops resume`{_suspension(status.get('suspension'))}")
     rows = [[c["type"], c["status"], c["reason"], c["message"]] for c in status["conditions"]]
     lines += ["", table(["CONDITION", "STATUS", "REASON", "MESSAGE"], rows)]
     for held in status["held"]:
@@ -61,6 +66,13 @@ def _page(status: dict[str, Any]) -> str:
     return "\n".join([*lines, "", _fleet(status)])
 
 
+def _suspension(word: dict[str, Any] | None) -> str:
+    """Who, when and why; nothing where the server does not tell or the record cannot be read."""
+    if not word or not word["by"]:
+        return ""
+    return f" (by {word['by']} at {word['at']}{': ' if word['reason'] else ''}{word['reason']})"
+
+
 def _fleet(status: dict[str, Any]) -> str:
     if not status["agents"]:
         return "No agent has reported yet"
@@ -72,11 +84,18 @@ def _fleet(status: dict[str, Any]) -> str:
             (agent["enforced_revision"] or "unknown").rpartition(":")[2][:12],
             agent["since"],
             agent["opa_version"],
-            agent["error"] or ("stale" if agent["stale"] else ""),
+            agent["error"] or _quiet(agent),
         ]
         for agent in status["agents"]
     ]
     return table(["AGENT", "DATACENTRE", "SCOPE", "ENFORCES", "SINCE", "OPA", "ERROR"], rows)
+
+
+def _quiet(agent: dict[str, Any]) -> str:
+    """What is wrong with an agent that reports no error."""
+    if not agent["alive"]:
+        return "silent"
+    return "stale: etcd is out of its reach" if agent["stale"] else ""
 
 
 def _error(error: dict[str, Any]) -> str:
@@ -85,6 +104,7 @@ def _error(error: dict[str, Any]) -> str:
 
 
 @click.group(
+    short_help="Which commit each OPA proves to enforce.",
     invoke_without_command=True,
     epilog="""\b
 Examples:
@@ -101,18 +121,27 @@ def fleet(context: click.Context, target: Target, *, as_json: bool) -> None:
     """Show each OPA's agent and the commit that the OPA proves to enforce."""
     context.obj = target
     if context.invoked_subcommand is None:
-        document = asyncio.run(get_json(target, "/status"))
+        document = asyncio.run(get_status(target))
         agents = json.dumps(document["agents"], indent=2, ensure_ascii=False)
         click.echo(agents if as_json else _fleet(document))
 
 
-@fleet.command()
+@fleet.command(
+    short_help="Drop an agent that is gone for good.",
+    epilog="""\b
+Example:
+  regops fleet forget agent-3 --datacentre east
+""",
+)
 @click.argument("agent")
-@click.option("--datacentre", help="Needed when two datacentres have an agent of this name.")
-@click.pass_obj
+@click.option("--datacentre", metavar="NAME", help="Needed when two datacentres have an agent of this name.")
+@target_options
 @one_line
 def forget(target: Target, agent: str, datacentre: str | None) -> None:
-    """Drop the last receipt of an AGENT that is gone for good, so that it no longer counts."""
+    """Drop the last receipt of an AGENT that is gone for good, so that it no longer counts.
+
+    An agent that is alive is refused: it would report again. One that is silent for 7 days is left out by itself.
+    """
     asyncio.run(_forget(target, agent, datacentre))
     click.echo(f"{agent} is forgotten")
 

@@ -7,14 +7,20 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from reconciler.core.errors import StalledError, StoreError
 from reconciler.settings import Settings, load
 
+if TYPE_CHECKING:
+    import aiohttp
+
 DEFAULT_STATE = Path(".regops/dev")
+_OPTIONS = ("state", "server", "config", "token_file")
+_TIMEOUT = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +41,7 @@ class Target:
                 raise StalledError(
                     f"{self.token_file}: {error.strerror}", remedy="Name a file with a token."
                 ) from error
-        if "REGOPS_TOKEN" in os.environ:
+        if os.environ.get("REGOPS_TOKEN"):
             return os.environ["REGOPS_TOKEN"].strip()
         if self.server or self.config:
             raise StalledError(
@@ -48,16 +54,22 @@ class Target:
     def url(self) -> str:
         """Where the API is."""
         if self.server:
-            return self.server.rstrip("/")
+            return self.server.rstrip("/") if "://" in self.server else f"http://{self.server.rstrip('/')}"
         if self.config:
             own = load(self.config).server
-            return f"http://{own.host}:{own.port}"
+            return own_url(own.host, own.port)
         return str(self._ready()["api"])
 
     def settings(self) -> Settings:
         """Settings to reach etcd and Git with."""
         if self.config:
             return load(self.config)
+        if self.server:
+            raise StalledError(
+                "this command speaks to etcd and not to a server's API, so --server (REGOPS_SERVER) does not help it",
+                reason="InvalidSettings",
+                remedy="Give --config FILE with the settings of that server, or --state.",
+            )
         ready = self._ready()
         settings = load(None)
         git = settings.git.model_copy(
@@ -84,12 +96,24 @@ class Target:
 
 
 def target_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The options ``--state``, ``--server`` and ``--config``, handed over as one ``target``."""
+    """The options ``--state``, ``--server``, ``--config`` and ``--token-file``, handed over as one ``target``.
+
+    Those of a subcommand win over those of its group, so they may stand in either place.
+    """
 
     def run(
-        *args: Any, state: Path, server: str | None, config: Path | None, token_file: Path | None, **kwargs: Any
+        *args: Any,
+        state: Path | None,
+        server: str | None,
+        config: Path | None,
+        token_file: Path | None,
+        **kwargs: Any,
     ) -> Any:
-        return command(*args, target=Target(state, server, config, token_file), **kwargs)
+        context = click.get_current_context()
+        own = any(context.get_parameter_source(name) is ParameterSource.COMMANDLINE for name in _OPTIONS)
+        inherited = isinstance(context.obj, Target) and not own
+        given = Target(state or DEFAULT_STATE, server, config, token_file)
+        return command(*args, target=context.obj if inherited else given, **kwargs)
 
     run.__name__, run.__doc__ = command.__name__, command.__doc__
     folder = click.Path(path_type=Path)
@@ -100,27 +124,51 @@ def target_options(command: Callable[..., Any]) -> Callable[..., Any]:
         "--state",
         type=folder,
         envvar="REGOPS_STATE",
-        default=DEFAULT_STATE,
-        show_default=True,
-        help="Folder of a running `regops dev`.",
+        help=f"Folder of a running `regops dev`.  [default: {DEFAULT_STATE}]",
     )(run)
 
 
-async def get_json(target: Target, path: str) -> dict[str, Any]:
-    """GET a JSON document of a server. Raises `StoreError` when it cannot be asked."""
+def own_url(host: str, port: int) -> str:
+    """Where a listener on ``host`` is reached from this machine: any address means loopback too."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(host, host)  # noqa: S104 not bound to
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+async def get_status(target: Target) -> dict[str, Any]:
+    """The document of ``GET /status``. Raises `StoreError` when there is no answer, or none of regops."""
     import aiohttp  # noqa: PLC0415 commands that do not ask a server start quicker without it
 
-    url, headers = f"{target.url()}{path}", {"Authorization": f"Bearer {target.token()}"}
+    url = f"{target.url()}/status"
     try:
         async with (
-            aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=10)) as session,
-            session.get(url, headers=headers, raise_for_status=True) as answer,
+            aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=_TIMEOUT)) as session,
+            session.get(url, headers={"Authorization": f"Bearer {target.token()}"}) as answer,
         ):
-            document: dict[str, Any] = await answer.json()
-            return document
-    except (aiohttp.ClientError, TimeoutError, ValueError) as error:
-        raise StoreError(
-            f"{url} does not answer: {str(error) or type(error).__name__}",
-            reason="ServerUnavailable",
-            remedy="Is the server running? Name another with --server or --state.",
-        ) from error
+            if answer.status in {401, 403}:
+                raise await _refused(url, answer)
+            if answer.status != 200:  # noqa: PLR2004 OK
+                raise _unavailable(f"{url} answers {answer.status} {answer.reason}")
+            document = await answer.json()
+    except aiohttp.ClientConnectorError as error:
+        raise _unavailable(f"{url} does not answer: {error.os_error.strerror or error.os_error}") from error
+    except TimeoutError as error:
+        raise _unavailable(f"{url} does not answer within {_TIMEOUT:g} s") from error
+    except (aiohttp.ClientError, ValueError) as error:
+        raise _unavailable(f"{url} is no answer of regops: {type(error).__name__}") from error
+    if not isinstance(document, dict) or "conditions" not in document:
+        raise _unavailable(f"{url} is no status of regops")
+    return document
+
+
+async def _refused(url: str, answer: aiohttp.ClientResponse) -> StalledError:
+    problem = await answer.json(content_type=None)
+    said = problem.get("detail", answer.reason) if isinstance(problem, dict) else answer.reason
+    return StalledError(f"{url}: {said}", reason="Unauthorized", remedy="Give another token with --token-file FILE.")
+
+
+def _unavailable(message: str) -> StoreError:
+    return StoreError(
+        message,
+        reason="ServerUnavailable",
+        remedy="Is the server running? Name another with --server URL or --state FOLDER.",
+    )

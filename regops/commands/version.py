@@ -11,10 +11,11 @@ from regops import __version__
 
 
 @click.command(
+    short_help="Print the version.",
     epilog="""\b
 Example:
   regops version --json
-"""
+""",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
 def version(*, as_json: bool) -> None:

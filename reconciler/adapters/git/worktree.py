@@ -43,25 +43,49 @@ def commit_folder(folder: Path, path: str, into: Path) -> str:
 def commit_of(folder: Path, revision: str, into: Path) -> str:
     """Make ``revision`` of the repository around ``folder`` the head of a new bare repository, by reference.
 
-    Returns the commit id. Raises `StalledError` when there is no repository or no such commit.
+    Returns the commit id. In a shallow clone, as pull-request checks make them, the history is not there: the new head
+    is then a commit of the same tree without parents, and with another id. Raises `StalledError` when there is no
+    repository or no such commit.
     """
     found = pygit2.discover_repository(str(folder))
     if found is None:
-        raise StalledError(f"{folder} is in no Git repository", reason="RepositoryNotFound")
-    source = pygit2.Repository(found)
+        raise StalledError(
+            f"{folder} is in no Git repository", reason="RepositoryNotFound", remedy="Leave --commit out for its files."
+        )
     try:
+        source = pygit2.Repository(found)
         commit = source.revparse_single(revision).peel(pygit2.Commit)
     except (KeyError, ValueError, pygit2.GitError) as error:
-        raise StalledError(
-            f"{revision!r} is no commit of {found}",
-            reason="CommitNotFound",
-            remedy="Give a branch, a tag or a commit id that `git rev-parse` knows.",
-        ) from error
+        raise _no_commit(revision, found, error) from error
     repository = pygit2.init_repository(str(into), bare=True)
     alternates = Path(repository.path, "objects", "info", "alternates")
-    alternates.write_text(f"{Path(source.path, 'objects').resolve()}\n", encoding="utf-8")
-    pygit2.Repository(repository.path).references.create(_REFERENCE, commit.id)
-    return str(commit.id)
+    alternates.write_text(f"{_objects_of(source)}\n", encoding="utf-8")
+    head, repository = commit.id, pygit2.Repository(repository.path)
+    if source.is_shallow:
+        head = repository.create_commit(None, commit.author, commit.committer, commit.message, commit.tree_id, [])
+    repository.references.create(_REFERENCE, head)
+    return str(head)
+
+
+def _no_commit(revision: str, found: str, error: Exception) -> StalledError:
+    if "object format" in str(error):
+        return StalledError(
+            f"{found} is not in SHA-1 format",
+            reason="UnsupportedObjectFormat",
+            remedy="Use a repository with Git's default object format.",
+        )
+    return StalledError(
+        f"{revision!r} is no commit of {found}",
+        reason="CommitNotFound",
+        remedy="Give a branch, a tag or a commit id that `git rev-parse` knows.",
+    )
+
+
+def _objects_of(repository: pygit2.Repository) -> Path:
+    """The folder of its objects: a linked work tree shares that of the repository it belongs to."""
+    common = Path(repository.path, "commondir")
+    shared = common.read_text(encoding="utf-8").strip() if common.is_file() else "."
+    return Path(repository.path, shared, "objects").resolve()
 
 
 def _tree(repository: pygit2.Repository, folder: Path) -> pygit2.Oid:

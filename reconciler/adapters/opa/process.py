@@ -14,6 +14,7 @@ import os
 import secrets
 import shutil
 import signal
+import sys
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -32,6 +33,14 @@ _HOLD: Final = 30
 _START_SECONDS: Final = 15.0
 _BODY: Final = 64 * 1024 * 1024
 _MEMORY: Final = "1GiB"
+_TIED: Final = """
+import ctypes, os, signal, sys
+ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+if os.getppid() == int(sys.argv[1]):
+    os.execv(sys.argv[2], sys.argv[2:])
+"""
+"""Becomes the command in its arguments, which then dies with the process that started it (prctl(2),
+PR_SET_PDEATHSIG), also when that one is killed: nobody else would ever end it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,13 +162,13 @@ class OpaProcess:
         with (self._folder / "log").open("ab") as output:
             try:
                 self._process = await asyncio.create_subprocess_exec(
-                    str(self._binary),
+                    *(sys.executable, "-I", "-S", "-c", _TIED, str(os.getpid()), str(self._binary)),
                     *words,
                     stdin=asyncio.subprocess.DEVNULL,
                     stdout=output,
                     stderr=output,
                     start_new_session=True,
-                    env={"PATH": os.environ.get("PATH", ""), "HOME": str(self._folder), "GOMEMLIMIT": _MEMORY},
+                    env={**_loading(), "HOME": str(self._folder), "GOMEMLIMIT": _MEMORY},
                 )
             except OSError as error:
                 raise TransientError(
@@ -230,3 +239,8 @@ class OpaProcess:
             return (self._folder / "log").read_text(encoding="utf-8", errors="replace")[-300:].strip()
         except OSError:
             return "no log"
+
+
+def _loading() -> dict[str, str]:
+    """What it takes to find programs and libraries; nothing else of our environment concerns OPA."""
+    return {name: os.environ[name] for name in ("PATH", "LD_LIBRARY_PATH") if name in os.environ}

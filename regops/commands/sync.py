@@ -1,0 +1,203 @@
+"""``regops sync``: ask the leader to look now, confirm what it blocked, and say what came of it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import secrets
+from dataclasses import asdict, dataclass
+from typing import Any, TypeVar
+
+import click
+
+from reconciler.core.conditions import READY, Condition, StatusRecord
+from reconciler.core.errors import RegopsError, StalledError, TransientError
+from reconciler.core.keyspace import Keyspace
+from reconciler.core.ports import KeyValue, KeyValueStore, Put, Range, Transaction
+from reconciler.core.records import Applied, Confirmed, Record, Requested, Suspended
+from regops import compose
+from regops.commands.errors import INTERRUPTED, one_line
+from regops.commands.target import Target, target_options
+from regops.commands.words import now, who
+
+_SHORTEST = 7
+_POLL_SECONDS = 0.1
+RecordT = TypeVar("RecordT", bound=Record)
+
+
+@click.command(
+    short_help="Look at the repository now; confirm blocked deletions.",
+    epilog="""\b
+Examples:
+  regops sync                           look at the repository now
+  regops sync --wait                    and say what came of it
+  regops sync --wait --json             the same for a program
+  regops sync --confirm 1a2b3c4         the blocked deletions of that commit are meant
+  regops sync --remove-foreign --wait   delete keys that regops never wrote
+""",
+)
+@click.option("--wait", is_flag=True, help="Wait until it is done; exit with 1 when it is not all well.")
+@click.option("--timeout", type=float, default=60.0, show_default=True, metavar="SECONDS", help="How long to wait.")
+@click.option("--confirm", metavar="COMMIT", help="Carry out the deletions that are blocked for this commit.")
+@click.option("--remove-foreign", is_flag=True, help="Delete keys below the policies' prefix that regops never wrote.")
+@click.option("--json", "as_json", is_flag=True, help="Print what came of it as JSON.")
+@target_options
+@one_line
+def sync(
+    target: Target, *, wait: bool, timeout: float, confirm: str | None, remove_foreign: bool, as_json: bool
+) -> None:
+    """Make the leader look at the repository now.
+
+    A running server looks by itself (setting git.poll_interval), so this is for those who do not want to wait, and for
+    what a person must say: that deletions which the guard has blocked are meant, and that foreign keys may go.
+    """
+    try:
+        done = asyncio.run(_sync(target, timeout if wait else None, confirm, remove_foreign=remove_foreign))
+    except KeyboardInterrupt:
+        click.echo("Interrupted: the request stands, `regops status` shows what comes of it.", err=True)
+        raise SystemExit(INTERRUPTED) from None
+    if as_json:
+        click.echo(json.dumps(done.document(), indent=2, ensure_ascii=False))
+    if done.trouble is None:
+        if not as_json:
+            click.echo(done.text())
+        return
+    if as_json:
+        raise SystemExit(1)
+    raise done.trouble
+
+
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """What etcd says about the leader's work."""
+
+    status: StatusRecord | None
+    applied: Applied | None
+    suspended: Suspended | None
+    led: bool
+
+    @property
+    def ready(self) -> Condition | None:
+        """The leader's word on whether all is well."""
+        return next((c for c in self.status.conditions if c.type == READY), None) if self.status else None
+
+
+@dataclass(frozen=True, slots=True)
+class _Done:
+    """What was asked for and, after waiting, what came of it."""
+
+    token: str
+    confirmed: tuple[str, ...]
+    seen: _Seen | None
+
+    @property
+    def trouble(self) -> RegopsError | None:
+        """Why the repository's head is not live now, as far as it was waited for."""
+        if self.seen is None:
+            return None
+        if self.seen.suspended is not None:
+            by = self.seen.suspended
+            why = f" ({by.reason})" if by.reason else ""
+            return StalledError(
+                f"nothing was applied: suspended by {by.by} at {by.at}{why}", remedy="`regops resume` goes on."
+            )
+        ready = self.seen.ready
+        if ready is None or ready.status != "True":
+            return StalledError(f"{ready.reason}: {ready.message}" if ready else "nothing is known yet")
+        return None
+
+    def text(self) -> str:
+        """One line for a person."""
+        said = f"confirmed {len(self.confirmed)} deletions; " if self.confirmed else ""
+        if self.seen is None or self.seen.ready is None:
+            return f"{said}requested; `regops status` shows what comes of it"
+        return f"{said}{self.seen.ready.message}"
+
+    def document(self) -> dict[str, Any]:
+        """{requested, confirmed, done, …}: the rest only after waiting."""
+        document: dict[str, Any] = {
+            "requested": self.token,
+            "confirmed": list(self.confirmed),
+            "done": self.seen is not None,
+        }
+        if self.seen is None or self.seen.status is None:
+            return document
+        return document | {
+            "ready": asdict(self.seen.ready) if self.seen.ready else None,
+            "suspended": self.seen.suspended is not None,
+            "attempted": self.seen.status.last_attempted_revision,
+            "applied": self.seen.applied.commit if self.seen.applied else None,
+            "blocked_deletions": list(self.seen.status.blocked_deletions),
+            "foreign_keys": list(self.seen.status.foreign_keys),
+        }
+
+
+async def _sync(target: Target, seconds: float | None, confirm: str | None, *, remove_foreign: bool) -> _Done:
+    settings = target.settings()
+    keys = compose.keyspace(settings.etcd)
+    async with compose.open_store(settings.etcd) as store:
+        confirmed = await _confirm(store, keys, confirm) if confirm else ()
+        token = f"{now()}-{secrets.token_hex(3)}"
+        record = Requested(token=token, by=who(), remove_foreign=remove_foreign)
+        await store.commit(Transaction((), (Put(keys.requested, record.encode()),)))
+        return _Done(token, confirmed, None if seconds is None else await _handled(store, keys, token, seconds))
+
+
+async def _confirm(store: KeyValueStore, keys: Keyspace, commit: str) -> tuple[str, ...]:
+    """Write the confirmation for the deletions that are blocked at ``commit``; refuses any other commit."""
+    status = (await _look(store, keys)).status
+    head = (status.last_attempted_revision if status else None) or ""
+    if status is None or not status.blocked_deletions:
+        raise StalledError("no deletions are blocked", remedy="There is nothing to confirm.")
+    wanted = commit.rpartition(":")[2].lower()
+    if len(wanted) < _SHORTEST or not head.startswith(wanted):
+        raise StalledError(
+            f"deletions are blocked for commit {head}, not {commit}",
+            remedy=f"Look at them with `regops status`, then confirm with at least {_SHORTEST} digits of that commit.",
+        )
+    confirmed = Confirmed(head, status.blocked_deletions, who(), now())
+    await store.commit(Transaction((), (Put(keys.confirmed, confirmed.encode()),)))
+    return status.blocked_deletions
+
+
+async def _handled(store: KeyValueStore, keys: Keyspace, token: str, seconds: float) -> _Seen:
+    seen = None
+    try:
+        async with asyncio.timeout(seconds):
+            while True:
+                seen = await _look(store, keys)
+                if seen.status is not None and seen.status.last_handled_reconcile_at == token:
+                    return seen
+                await asyncio.sleep(_POLL_SECONDS)
+    except TimeoutError as error:
+        raise TransientError(
+            f"not done within {seconds:g} s: {_hindrance(seen)}",
+            reason="Timeout",
+            remedy="The request stands; `regops status` shows what comes of it.",
+        ) from error
+
+
+def _hindrance(seen: _Seen | None) -> str:
+    if seen is None:
+        return "etcd does not answer"
+    if not seen.led:
+        return "no replica leads (is a `regops server` running?)"
+    ready = seen.ready
+    return f"{ready.reason}: {ready.message}" if ready and ready.status != "True" else "the leader is still at work"
+
+
+async def _look(store: KeyValueStore, keys: Keyspace) -> _Seen:
+    read = await store.read(
+        Range(keys.status), Range(keys.applied), Range(keys.suspended), Range(keys.leader, keys_only=True)
+    )
+    status, applied, suspended, leader = read.ranges
+    return _Seen(
+        _decoded(StatusRecord, status), _decoded(Applied, applied), _decoded(Suspended, suspended), bool(leader)
+    )
+
+
+def _decoded(kind: type[RecordT], kvs: tuple[KeyValue, ...]) -> RecordT | None:
+    try:
+        return kind.decode(kvs[0].value) if kvs else None
+    except (ValueError, TypeError, KeyError) as error:
+        raise RegopsError(f"{kvs[0].key} in etcd cannot be read", reason="InvalidRecord") from error
