@@ -179,6 +179,43 @@ class OpaSettings(_Group):
     """Path of the `opa` executable; by default `REGOPS_OPA`, then the one on PATH or built by `make setup`."""
 
 
+class AuthSettings(_Group):
+    """Who may call the API: whose tokens count, what their claims are called, which OPA is asked."""
+
+    issuer: str = ""
+    """The `iss` that every token must carry."""
+    audience: str = "regops"
+    """The `aud` that every token must name, alone or in a list."""
+    jwks: str = ""
+    """Where the issuer's public keys (JWKS, RFC 7517) are: an `https://` URL, or a file."""
+    algorithms: Annotated[tuple[Literal["RS256", "ES256", "EdDSA"], ...], Field(min_length=1)] = ("RS256",)
+    """Signatures that count: `RS256`, `ES256`, `EdDSA`."""
+    tenant: tuple[str, ...] = ()
+    """Tenants served; a token of another or of none is refused. Empty: every tenant, with a warning at start."""
+    claim_tenant: str = "tenant"
+    """Name of the claim with the caller's tenant."""
+    claim_roles: str = "roles"
+    """Name of the claim with the roles: a list, or one string with spaces between."""
+    claim_project: str = "project"
+    """Name of the claim with the project, or the list of them, whose policies the caller reads."""
+    jwks_refresh: Seconds = 300.0
+    """Seconds after which the keys are fetched again; a file is read again as soon as it changes."""
+    jwks_cooldown: Seconds = 5.0
+    """Tokens that name an unknown key fetch the keys at most once in so many seconds."""
+    jwks_max_age: Seconds = 86400.0
+    """Seconds that the keys at hand stay in use while they cannot be fetched."""
+    jwks_timeout: Seconds = 5.0
+    """Deadline of one fetch of the keys."""
+    jwks_ca_file: Path | None = None
+    """CA certificates that sign the certificate of `auth.jwks`; the system's by default."""
+    jwks_allow_http: bool = False
+    """Fetch keys by plain `http://` from another host too: whoever is on the way can then forge tokens."""
+    opa: str = "http://127.0.0.1:8181"
+    """The OPA beside this replica, asked for `data.platform.authz.allow`; it is served by a regops agent."""
+    opa_timeout: Seconds = 1.0
+    """Seconds within which that OPA must answer; no answer refuses the request (503)."""
+
+
 class Settings(_Group):
     """All groups."""
 
@@ -190,6 +227,7 @@ class Settings(_Group):
     server: ServerSettings = ServerSettings()
     agent: AgentSettings = AgentSettings()
     opa: OpaSettings = OpaSettings()
+    auth: AuthSettings = AuthSettings()
 
 
 def setting_names() -> dict[str, str]:
