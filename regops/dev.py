@@ -24,6 +24,7 @@ from reconciler.core.errors import RegopsError, StalledError
 from regops import devwatch, toolchain
 from regops.commands.errors import one_line
 from regops.commands.target import DEFAULT_STATE
+from regops.commands.token import token
 from regops.devstate import DevState, git
 from regops.supervise import Program, Supervisor
 
@@ -54,14 +55,17 @@ class Options:
     once: bool
 
 
-@click.command(
+@click.group(
+    invoke_without_command=True,
+    subcommand_metavar="[COMMAND]",
     epilog="""\b
 Examples:
   regops dev                         everything, on the usual ports; Ctrl-C ends it
   regops dev --ports auto --opas 3   three OPAs, on free ports
   regops dev --git URL               with a policy repository of your own
   regops dev --once                  start, push one change, show the decision flip, end
-"""
+  regops dev token --project billing a token for its API
+""",
 )
 @click.option(
     "--state",
@@ -81,10 +85,16 @@ Examples:
 @click.option("--reset", is_flag=True, help="Forget the former state first.")
 @click.option("--ready-file", type=click.Path(path_type=Path), help="Written (JSON) when every process answers.")
 @click.option("--once", is_flag=True, help="Push one change, print the decision before and after, and end.")
+@click.pass_context
 @one_line
-def dev(ports: str, **options: Any) -> None:
+def dev(context: click.Context, /, ports: str, **options: Any) -> None:
     """Run the whole system here: etcd, OPA, a MongoDB-compatible server, a policy repository, server and agent."""
+    if context.invoked_subcommand is not None:
+        return
     raise SystemExit(asyncio.run(_main(Options(auto_ports=ports == "auto", **options))))
+
+
+dev.add_command(token)
 
 
 async def _main(options: Options) -> int:

@@ -76,7 +76,7 @@ def permits(caller: Caller, policy: PolicyName | None, action: Action) -> bool:
 
 
 def path_segments(url: URL) -> tuple[str, ...]:
-    """The segments of a request's path (``request.rel_url``, which the routes are matched with), each decoded by itself.
+    """The segments of a request's path (``request.rel_url``, as the routes are matched with), each decoded by itself.
 
     So an encoded slash stays inside its segment, for the platform's policy as for the routes.
     """
