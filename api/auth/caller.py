@@ -12,7 +12,7 @@ from reconciler.core.ports import Identity
 ADMIN_ROLE: Final = "platform_admin"
 """The role that reads and writes everything."""
 
-_NO_PART_OF_A_NAME = re.compile(r"[\x00-\x1f\x7f-\x9f<>\u2028\u2029]+")
+_NO_PART_OF_A_NAME = re.compile(r"[\x00-\x20\x7f-\x9f<>\u2028\u2029]+")
 
 
 @dataclass(frozen=True, slots=True)

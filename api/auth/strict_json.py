@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-from typing import Any
+from typing import Any, Final
 
-NESTING = 32
+NESTING: Final = 32
 """Levels of objects and arrays that a token or key set may have."""
+_DIGITS: Final = 400
+"""A double's largest has 309."""
 
 
 def parse_object(raw: bytes) -> dict[str, Any]:
@@ -17,7 +19,9 @@ def parse_object(raw: bytes) -> dict[str, Any]:
     pair, deep nesting.
     """
     try:
-        found = json.loads(raw.decode(), object_pairs_hook=_unique, parse_constant=_refuse, parse_float=_finite)
+        found = json.loads(
+            raw.decode(), object_pairs_hook=_unique, parse_constant=_refuse, parse_float=_finite, parse_int=_short
+        )
         json.dumps(found, ensure_ascii=False).encode()
     except UnicodeDecodeError as error:
         raise ValueError("is not UTF-8") from error
@@ -43,6 +47,12 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _refuse(_constant: str) -> Any:
     raise ValueError("has a number that is no JSON")
+
+
+def _short(literal: str) -> int:
+    if len(literal) > _DIGITS:
+        raise ValueError("has a number that is too large")
+    return int(literal)
 
 
 def _finite(literal: str) -> float:

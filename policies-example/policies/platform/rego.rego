@@ -14,10 +14,15 @@ allow if {
 	permitted
 }
 
-# Probes and dashboards carry nothing of a project.
+# Probes, dashboards and the API's own description carry nothing of a project; nor does the page at the root.
 permitted if {
 	reading
 	target[0] in data.platform.open_paths
+}
+
+permitted if {
+	reading
+	target == []
 }
 
 permitted if {
