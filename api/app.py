@@ -56,7 +56,7 @@ class Parts:
 
 def create_app(parts: Parts) -> web.Application:
     """The HTTP face of one replica."""
-    app = web.Application(middlewares=[envelope], handler_args={"max_field_size": HEADER_BYTES})
+    app = web.Application(middlewares=[envelope], handler_args={"max_field_size": HEADER_BYTES, "auto_decompress": False})
     app[keys.STORE] = parts.store
     app[keys.KEYSPACE] = parts.keyspace
     app[keys.MIRROR] = parts.mirror
