@@ -56,7 +56,9 @@ class Parts:
 
 def create_app(parts: Parts) -> web.Application:
     """The HTTP face of one replica."""
-    app = web.Application(middlewares=[envelope], handler_args={"max_field_size": HEADER_BYTES, "auto_decompress": False})
+    app = web.Application(
+        middlewares=[envelope], handler_args={"max_field_size": HEADER_BYTES, "auto_decompress": False}
+    )
     app[keys.STORE] = parts.store
     app[keys.KEYSPACE] = parts.keyspace
     app[keys.MIRROR] = parts.mirror
@@ -75,13 +77,14 @@ def create_app(parts: Parts) -> web.Application:
     app[keys.GATE] = parts.gate
     app[keys.PROGRESS] = parts.progress
     app[keys.OPERATIONS] = parts.operations
-    app.add_routes(_routes())
+    app.add_routes(routes())
     if parts.serve_metrics:
         app.add_routes([web.get("/metrics", status.metrics)])
     return app
 
 
-def _routes() -> list[web.RouteDef]:
+def routes() -> list[web.RouteDef]:
+    """Every route but ``/metrics``, which may have a listener of its own."""
     return [
         web.get("/healthz", status.healthz),
         web.get("/readyz", status.readyz),

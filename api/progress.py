@@ -10,7 +10,7 @@ from typing import Final
 
 from api.fleet import Fleet
 from reconciler.agent.mirror import Mirror
-from reconciler.core.errors import RegopsError
+from reconciler.core.errors import RegopsError, TransientError
 from reconciler.core.keyspace import Keyspace
 from reconciler.core.model import PolicyName
 from reconciler.core.ports import KeyValueStore, Range, Source
@@ -97,15 +97,22 @@ class Progress:
         """Whether ``commit`` is in the history of ``head``; fetched when the head is not in this replica's mirror."""
         if head == commit or (head, commit) in self._known:
             return True
-        found = await self._source.contains(head, commit)
-        if not found and not await self._source.contains(head, head):
+        found = await self._reaches(head, commit)
+        if not found and not await self._reaches(head, head):
             await self._fetch()
-            found = await self._source.contains(head, commit)
+            found = await self._reaches(head, commit)
         if found:
             if len(self._known) > 10_000:  # noqa: PLR2004 a bound, no more
                 self._known.clear()
             self._known.add((head, commit))
         return found
+
+    async def _reaches(self, head: str, commit: str) -> bool:
+        """``False`` too while this replica has no mirror."""
+        try:
+            return await self._source.contains(head, commit)
+        except TransientError:
+            return False
 
     async def _fetch(self) -> None:
         async with self._fetching:

@@ -7,7 +7,7 @@ import contextlib
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
 
 from aiohttp import web
 from prometheus_client import CollectorRegistry
@@ -39,6 +39,8 @@ from regops import compose
 from regops.recovery import recover
 
 log = logging.getLogger(__name__)
+
+_RETRY_SECONDS: Final = 5.0
 
 
 class Repository(Source, Branch, Protocol):
@@ -126,6 +128,8 @@ async def open_api(engine: Engine, group: asyncio.TaskGroup, candidacy: Candidac
         )
         for job in (mirror.run(), fleet.run(), held.run(), ledger.run(), writer.run(), told.run(), access.keys.run()):
             group.create_task(job)
+        if candidacy is None:
+            group.create_task(_mirrored(engine.source))
         group.create_task(recover(journal, left, sink, engine.source))
         async with contextlib.AsyncExitStack() as stack:
             await stack.enter_async_context(_listening(create_app(parts), settings.server.host, settings.server.port))
@@ -146,6 +150,18 @@ def _live_platform(mirror: Mirror, held: Callable[[], bool]) -> Callable[[], Awa
         return LivePlatform(BlobIds(found.meta.rego, found.meta.data) if found else None, held())
 
     return live
+
+
+async def _mirrored(source: Source) -> None:
+    """A replica that never leads has its mirror before the first write asks for it."""
+    while True:
+        try:
+            await source.fetch()
+        except RegopsError as error:
+            log.warning("git remote not mirrored yet", extra={"reason": error.reason, "error": str(error)})
+            await asyncio.sleep(_RETRY_SECONDS)
+        else:
+            return
 
 
 class _Told:

@@ -19,4 +19,5 @@ async def world(tmp_path_factory: pytest.TempPathFactory, etcd_server: EtcdServe
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def replica(world: World) -> AsyncIterator[Replica]:
     async with world.replica() as replica:
+        await replica.get("/policies", Policy_Min_Commit=world.remote.head)
         yield replica

@@ -1,0 +1,124 @@
+"""Every attempt to write leaves one event; requests leave one line; neither has a token or a policy in it."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from fixtures.etcd import eventually
+from fixtures.replicas import Replica, World
+from fixtures.tokens import token
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+FIELDS = {
+    *("ts", "actor", "action", "resource", "etag_before", "etag_after", "result", "request_id", "client_ip", "commit"),
+}
+
+
+def event(replica: Replica, request_id: str) -> dict[str, Any]:
+    (found,) = [event for event in replica.audit() if event["request_id"] == request_id]
+    assert found.keys() >= FIELDS
+    return found
+
+
+async def test_each_end_of_a_write_has_its_event(replica: Replica) -> None:
+    created = await replica.put("told", X_Request_ID="r1")
+    updated = await replica.put("told", "second", X_Request_ID="r2", If_Match=created.etag)
+    await replica.put("told", "second", X_Request_ID="r3", If_Match=updated.etag)
+    await replica.put("told", "third", X_Request_ID="r4", If_Match=created.etag)
+    await replica.call("PUT", "/policies/told", {"rego": "x"}, X_Request_ID="r5", If_Match=updated.etag)
+    await replica.call("PUT", "/policies/told", b"{", X_Request_ID="r6")
+    await replica.put("told", bearer=token(sub="ann"), X_Request_ID="r7")
+    await replica.put("told", bearer="", X_Request_ID="r8")
+    await replica.call("DELETE", "/policies/told", X_Request_ID="r9", If_Match=updated.etag)
+    await replica.call("PUT", "/policies/NO", {}, X_Request_ID="r10")
+    found = {name: event(replica, name) for name in (f"r{i}" for i in range(1, 11))}
+    assert {name: e["result"] for name, e in found.items()} == {
+        "r1": "created",
+        "r2": "updated",
+        "r3": "unchanged",
+        "r4": "conflict",
+        "r5": "validation_error",
+        "r6": "validation_error",
+        "r7": "forbidden",
+        "r8": "unauthorized",
+        "r9": "deleted",
+        "r10": "validation_error",
+    }
+    assert {name: e["actor"] for name, e in found.items() if name in {"r1", "r7", "r8"}} == {
+        "r1": "root",
+        "r7": "ann",
+        "r8": "anonymous",
+    }
+    assert found["r2"]["etag_before"] == created.etag
+    assert found["r2"]["etag_after"] == updated.etag
+    assert found["r2"]["commit"] == updated.commit
+    assert found["r2"]["client_ip"] == "127.0.0.1"
+    assert found["r9"]["etag_after"] is None
+    assert {e["resource"] for name, e in found.items() if name != "r10"} == {"projects/told"}
+
+
+async def test_what_writes_nothing_leaves_no_event(replica: Replica) -> None:
+    before = len(replica.audit())
+    await replica.get("/policies/alpha")
+    await replica.put("dry", query="?dry_run=true")
+    await replica.call("POST", "/policies/dry:validate", {"rego": "x"})
+    assert len(replica.audit()) == before
+
+
+async def test_administration_is_audited(replica: Replica) -> None:
+    await replica.call("POST", "/admin/suspend", {"reason": "x"}, X_Request_ID="s1")
+    await replica.call("POST", "/admin/suspend", {"reason": "y"}, X_Request_ID="s2")
+    await replica.call("POST", "/admin/resume", X_Request_ID="s3")
+    await replica.call("POST", "/admin/sync", {}, X_Request_ID="s4")
+    await replica.call("POST", "/admin/confirm", {"commit": "1" * 40}, X_Request_ID="s5")
+    found = [event(replica, f"s{i}") for i in range(1, 6)]
+    assert [(e["action"], e["result"]) for e in found] == [
+        *(("suspend", "done"), ("suspend", "unchanged"), ("resume", "done"), ("sync", "done")),
+        ("confirm", "conflict"),
+    ]
+
+
+async def test_request_lines_have_the_fields_of_the_contract_and_no_secret(
+    replica: Replica, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("DEBUG")
+    secret = "package projects.secret\n\npassword := 12345\n"
+    await replica.call("PUT", "/policies/secret", {"rego": secret, "data": {"pin": "98765"}}, X_Request_ID="line")
+    (line,) = [r for r in caplog.records if r.name == "api.request" and getattr(r, "request_id", "") == "line"]
+    assert {"method", "path", "status", "latency_ms"} <= vars(line).keys()
+    said = "\n".join(str(vars(record)) for record in caplog.records) + json.dumps(replica.audit())
+    for word in ("12345", "98765", replica.admin, replica.admin.rpartition(".")[2]):
+        assert word not in said
+
+
+async def test_the_journal_is_empty_when_everything_is_logged(replica: Replica) -> None:
+    await replica.put("journalled")
+    assert not (replica.settings.server.state / "audit-journal.jsonl").exists()
+
+
+async def test_what_a_killed_replica_had_sent_is_audited_when_it_starts_again(world: World) -> None:
+    """It died between the push and the log: the journal is what is left of the attempt."""
+    settings = world.settings("killed")
+    settings.server.state.mkdir(parents=True)
+    made, lost = world.remote.head, "1" * 40
+    lines = [
+        {"request_id": "made", "commit": made, "actor": "ann", "policy": "projects/alpha"},
+        {"request_id": "lost", "commit": lost, "actor": "bob", "policy": "projects/beta"},
+    ]
+    text = "".join(f"{json.dumps(line)}\n" for line in lines) + '{"request_id": "torn'
+    (settings.server.state / "audit-journal.jsonl").write_text(text)
+    replica = Replica(settings)
+    await replica.start()
+    try:
+
+        async def recovered() -> bool:
+            return len(replica.audit()) == 2
+
+        await eventually(recovered, 10)
+    finally:
+        await replica.stop()
+    found = {e["request_id"]: (e["result"], e["commit"], e["recovered"]) for e in replica.audit()}
+    assert found == {"made": ("committed", made, True), "lost": ("not_committed", None, True)}
