@@ -31,6 +31,8 @@ class Attempt:
 
 
 ATTEMPT = web.RequestKey("attempt", Attempt)
+DRY: Final = frozenset({"true", "1", ""})
+"""Values of ``?dry_run=`` that mean yes."""
 _VERBS: Final = {"PUT": "put", "PATCH": "patch", "DELETE": "delete"}
 
 
@@ -39,7 +41,7 @@ def attempt_of(request: web.Request) -> Attempt | None:
     if request.path.startswith("/admin/") and request.method == "POST":
         return Attempt(request.path.removeprefix("/admin/"), "reconciler")
     verb = _VERBS.get(request.method)
-    if verb is None or not request.path.startswith("/policies/") or "dry_run" in request.query:
+    if verb is None or not request.path.startswith("/policies/") or request.query.get("dry_run") in DRY:
         return None
     name = request.path.removeprefix("/policies/")
     return Attempt(verb, name if name == "platform" else f"projects/{name}")

@@ -25,9 +25,9 @@ _LONGEST_SECONDS: Final = 60.0
 async def list_policies(request: web.Request) -> web.Response:
     """{"items": [{"policy", "etag", "commit", "held"}], "next"}: what the caller may read, sorted by name."""
     caller = await authorized(request, None, Action.READ)
+    limit, after = _limit(request), request.query.get("after", "")
     await _wait_for_commit(request)
     state = _state(request)
-    limit, after = _limit(request), request.query.get("after", "")
     names = sorted(name for name in state.policies if name > after and may_read(caller, name))
     items = [
         {
@@ -46,8 +46,9 @@ async def get_policy(request: web.Request) -> web.Response:
     """The live policy; with ``?ref=head`` the branch's."""
     policy = policy_of(request)
     await authorized(request, policy, Action.READ)
+    ref = choice(request, "ref", ("live", "head"), "live")
     await _wait_for_commit(request)
-    if choice(request, "ref", ("live", "head"), "live") == "head":
+    if ref == "head":
         return await _head(request, policy)
     return await _live(request, policy)
 
@@ -107,6 +108,8 @@ async def _wait_for_commit(request: web.Request) -> None:
     if commit is None:
         return
     wait = seconds(request, "timeout", _MIN_COMMIT_SECONDS, _LONGEST_SECONDS)
+    if not await request.app[keys.PROGRESS].known(commit):
+        raise ProblemError(400, "validation_error", f"the branch has no commit {commit}: see Policy-Min-Commit")
     if not await request.app[keys.PROGRESS].until_mirrored(commit, wait):
         message = f"this replica does not have commit {commit} after {wait:g} s"
         raise ProblemError(503, "unavailable", message, headers={"Retry-After": "1"})

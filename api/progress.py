@@ -15,7 +15,7 @@ from reconciler.core.keyspace import Keyspace
 from reconciler.core.model import PolicyName
 from reconciler.core.ports import KeyValueStore, Range, Source
 
-_FETCH_EVERY: Final = 1.0
+_KNOWN: Final = 10_000
 
 
 class Sync(StrEnum):
@@ -36,7 +36,7 @@ class Progress:
         self._fleet = fleet
         self._source = source
         self._known: set[tuple[str, str]] = set()
-        self._fetched = -_FETCH_EVERY
+        self._fetched = -1.0
         self._fetching = asyncio.Lock()
 
     async def reach(self, policy: PolicyName, commit: str, wanted: Sync, seconds: float) -> Sync:
@@ -54,6 +54,13 @@ class Progress:
         except (TimeoutError, RegopsError):
             return reached
         return reached
+
+    async def known(self, commit: str) -> bool:
+        """Whether the branch has such a commit, as far as the remote says now. Raises `TransientError`."""
+        if await self._reaches(commit, commit):
+            return True
+        await self._fetch(monotonic())
+        return await self._reaches(commit, commit)
 
     async def until_mirrored(self, commit: str, seconds: float) -> bool:
         """Wait until this replica's mirror contains the commit; ``False`` when the time is over before."""
@@ -99,10 +106,10 @@ class Progress:
             return True
         found = await self._reaches(head, commit)
         if not found and not await self._reaches(head, head):
-            await self._fetch()
+            await self._fetch(monotonic())
             found = await self._reaches(head, commit)
         if found:
-            if len(self._known) > 10_000:  # noqa: PLR2004 a bound, no more
+            if len(self._known) > _KNOWN:
                 self._known.clear()
             self._known.add((head, commit))
         return found
@@ -114,8 +121,10 @@ class Progress:
         except TransientError:
             return False
 
-    async def _fetch(self) -> None:
+    async def _fetch(self, asked: float) -> None:
+        """One at a time; whoever waited takes the fetch that began after it had asked."""
         async with self._fetching:
-            if monotonic() - self._fetched >= _FETCH_EVERY:
-                self._fetched = monotonic()
+            if self._fetched < asked:
+                began = monotonic()
                 await self._source.fetch()
+                self._fetched = began

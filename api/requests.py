@@ -7,13 +7,14 @@ import re
 from aiohttp import web
 
 from api import keys
+from api.audited import DRY
 from api.auth import Action, Caller, path_segments
 from api.problems import ProblemError
 from reconciler.core.model import PLATFORM, PolicyName, project_policy
 
 CALLER: web.RequestKey[Caller] = web.RequestKey("caller")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-_TRUE, _FALSE = frozenset({"true", "1", ""}), frozenset({"false", "0"})
+_TRUE, _FALSE = DRY, frozenset({"false", "0"})
 
 
 def caller_of(request: web.Request) -> Caller:

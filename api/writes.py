@@ -249,7 +249,13 @@ def _key(request: web.Request, raw: bytes) -> KeyOf | None:
         raise ProblemError(400, "validation_error", f"Idempotency-Key must be 1 to {_KEY_LENGTH} printable characters")
     names = ("If-Match", "If-None-Match", "Content-Type")
     said = "\n".join(f"{name}: {', '.join(request.headers.getall(name, []))}" for name in names)
-    return KeyOf.of(caller_of(request).id, text, request.method, request.path, said.encode() + b"\n\n" + raw)
+    return KeyOf.of(
+        caller_of(request).id,
+        text,
+        request.method,
+        request.path,
+        said.encode("utf-8", "surrogateescape") + b"\n\n" + raw,
+    )
 
 
 # --- dry run ---------------------------------------------------------------------------------------------------------

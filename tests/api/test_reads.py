@@ -101,10 +101,15 @@ async def test_a_write_on_a_replica_that_does_not_lead_is_live_at_once(replica: 
 
 
 async def test_a_commit_that_does_not_come_is_waited_for_in_vain_and_said_so(replica: Replica) -> None:
-    answer = await replica.get("/policies/alpha?timeout=0.2", Policy_Min_Commit="1" * 40)
+    await replica.call("POST", "/admin/suspend", {})
+    written = await replica.put("late", query="?wait=none")
+    answer = await replica.get("/policies/alpha?timeout=0.2", Policy_Min_Commit=written.commit)
     assert (answer.status, answer.code) == (503, "unavailable")
     assert answer.headers["Retry-After"]
-    assert (await replica.get("/policies/alpha", Policy_Min_Commit="abc")).status == 400
+    await replica.call("POST", "/admin/resume")
+    for commit in ("abc", "1" * 40):
+        answer = await replica.get("/policies/alpha", Policy_Min_Commit=commit)
+        assert (answer.status, answer.code) == (400, "validation_error")
 
 
 async def test_every_policy_of_the_openapi_document_has_a_route_and_the_other_way_round(replica: Replica) -> None:
