@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 
@@ -466,3 +467,22 @@ async def test_attributes_of_the_repository_change_no_bytes(world: World) -> Non
     )
     await world.apply({"policies/projects/a/rego.rego": GOOD + b"\n"})
     assert (await world.live())["projects/a/rego.rego"] == GOOD + b"\n"
+
+
+BIG = {
+    "Rego": {"rego.rego": GOOD + b"".join(b'r%d if input.a[%d] == "x"\n' % (n, n) for n in range(15_000))},
+    "JSON": {"data.json": json.dumps({f"k{n}": [n, {"a": "x" * 10}] for n in range(25_000)}).encode()},
+    "bad JSON": {
+        "data.json": json.dumps({f"k{n}": [n, {"a": "x"}] for n in range(30_000)}).encode()[:-1] + b', "k1": 0}'
+    },
+}
+
+
+@pytest.mark.parametrize("name", BIG)
+async def test_a_policy_at_the_limits_of_size_lets_the_event_loop_turn(world: World, name: str) -> None:
+    files = {f"policies/projects/a/{file}": content for file, content in BIG[name].items()}
+    assert all(len(content) > 450_000 for content in BIG[name].values())
+    await asyncio.to_thread(world.remote.commit, files)
+    async with Lag() as lag:
+        await world.reconciler.run(world.fence)
+    assert lag.longest < 0.25

@@ -106,8 +106,11 @@ class OpaCompiler:
         async with self._lock:
             verdicts: dict[PolicyName, Verdict] = {}
             items = []
-            for candidate in candidates:
-                documents = check_documents(candidate.policy, candidate.content, self._limits)
+            # In a thread: a bad data.json of 1 MiB takes a second to be explained.
+            checked = await asyncio.to_thread(
+                lambda: [check_documents(each.policy, each.content, self._limits) for each in candidates]
+            )
+            for candidate, documents in zip(candidates, checked, strict=True):
                 if documents.errors:
                     verdicts[candidate.policy] = Verdict(documents.errors)
                 else:
@@ -176,7 +179,7 @@ class OpaCompiler:
         """The namespace and data of a policy that compiles."""
         process = await self._running()
         tree = await process.module(item.file)
-        findings = namespace.find(tree, item.policy, self._limits.refused_builtins)
+        findings = await asyncio.to_thread(namespace.find, tree, item.policy, self._limits.refused_builtins)
         data = item.documents.data
         clash = data is not None and data_clashes(item.policy, tree, data)
         errors: list[FileError] = []
