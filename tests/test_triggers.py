@@ -41,6 +41,14 @@ async def test_triggers_that_wait_become_one_with_the_kind_and_time_of_the_first
     assert (await mailbox.take(0.01)).kind is Kind.POLL
 
 
+async def test_after_a_trigger_the_next_wait_is_a_whole_one() -> None:
+    mailbox = Mailbox()
+    mailbox.put(Kind.PUSH)
+    await mailbox.take(60)
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(mailbox.take(60), 0.05)
+
+
 async def test_a_trigger_ends_the_wait_at_once() -> None:
     mailbox = Mailbox()
     taking = asyncio.ensure_future(mailbox.take(60))
@@ -119,11 +127,13 @@ async def test_a_branch_in_a_new_folder_of_references_is_seen_too(clone: Path) -
         assert (await mailbox.take(5)).kind is Kind.PUSH
 
 
-async def test_packed_references_are_seen_too(clone: Path) -> None:
-    mailbox = Mailbox()
+async def test_a_change_of_packed_references_alone_is_seen_too(clone: Path) -> None:
     remote = clone.parent / "remote.git"
+    git("update-ref", "refs/heads/trunk", "main", folder=remote)
+    git("pack-refs", "--all", folder=remote)
+    mailbox = Mailbox()
     async with watch_files(str(remote), mailbox):
-        await asyncio.to_thread(git, "pack-refs", "--all", folder=remote)
+        await asyncio.to_thread(git, "update-ref", "-d", "refs/heads/trunk", folder=remote)
         assert (await mailbox.take(5)).kind is Kind.PUSH
 
 

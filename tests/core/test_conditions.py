@@ -49,12 +49,14 @@ class Failure:
     stalled: bool
 
 
+SOUND = Findings("main@sha1:x", 1)
+
 failures = st.builds(
     Failure, st.sampled_from(["FetchFailed", "StoreUnavailable", "Conflict"]), st.booleans(), st.booleans()
 )
 
 
-@given(st.lists(findings | failures, min_size=1, max_size=6))
+@given(st.lists(st.just(SOUND) | findings | failures, min_size=1, max_size=6))
 def test_the_conditions_keep_the_rules_of_kstatus_whatever_happened(history: list[Findings | Failure]) -> None:
     """After the condition checker of fluxcd/pkg (``runtime/conditions/check``)."""
     conditions: tuple[Condition, ...] = ()
