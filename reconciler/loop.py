@@ -263,11 +263,15 @@ class Loop:
             blocked_deletions=tuple(result.ruling.blocked),
             ignored_files=result.tree.ignored,
             foreign_keys=result.foreign,
-            warnings=tuple(str(warning) for warning in result.resolution.warnings)
-            if result.stages
-            else former.warnings,
+            warnings=self._warnings(result) if result.stages else former.warnings,
             last_apply=self._last_apply(result, trigger) if result.wrote else former.last_apply,
         )
+
+    def _warnings(self, result: PassResult) -> tuple[str, ...]:
+        found = tuple(str(warning) for warning in result.resolution.warnings)
+        if result.tree.found or result.tree.invalid:
+            return found
+        return (f"{self._git.path}: no such folder in this commit; add it, or correct git.path", *found)
 
     def _failure_record(self, error: RegopsError, asked: str | None) -> StatusRecord:
         former = self._status.record

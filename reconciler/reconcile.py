@@ -179,13 +179,17 @@ class Reconciler:
 
     async def _rule(self, tree: Tree, live: LiveState) -> Ruling:
         written = live.written()
-        return judge_deletions(
+        ruling = judge_deletions(
             [name for name in written if _gone(name, tree)],
             live=len(written),
             source_empty=not tree.found or not (tree.policies or tree.invalid),
             confirmed=await self._confirmed(tree.commit, live.confirmed),
             limits=self._limits,
         )
+        if ruling.blocked and not tree.found:
+            message = f"the commit has no folder of policies where git.path says, and {len(ruling.blocked)} are live"
+            return replace(ruling, message=message)
+        return ruling
 
     async def _confirmed(self, commit: str, confirmed: Confirmed | None) -> Sequence[str]:
         if confirmed is None or not await self._source.contains(commit, confirmed.commit):

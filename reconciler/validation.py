@@ -359,7 +359,8 @@ class Judge:
         for raw, errors in draft.tree.invalid.items():
             if _policy(raw) is None:
                 former = draft.live.held.get(raw)
-                record = Held(draft.tree.commit, "InvalidName", errors[:HELD_ERRORS_LIMIT])
+                reason = "InvalidName" if raw.startswith("projects/") else "InvalidLayout"
+                record = Held(draft.tree.commit, reason, errors[:HELD_ERRORS_LIMIT])
                 held[raw] = former if former and replace(former, commit=record.commit) == record else record
         return held
 

@@ -101,6 +101,34 @@ def test_an_etcd_that_is_away_at_the_start_is_waited_for(serve: Callable[..., Se
     assert seconds < 5
 
 
+def _demand_a_password(etcd: EtcdServer) -> None:
+    """Turn authentication on, by etcd's own JSON gateway: from now on only root with this password may ask."""
+    for path, body in (
+        ("user/add", {"name": "root", "password": "right"}),
+        ("role/add", {"name": "root"}),
+        ("user/grant", {"user": "root", "role": "root"}),
+        ("enable", {}),
+    ):
+        request = urllib.request.Request(f"{etcd.endpoint}/v3/auth/{path}", json.dumps(body).encode())
+        urllib.request.urlopen(request, timeout=5).close()
+
+
+def test_an_etcd_that_refuses_the_password_is_told_and_asked_again(
+    serve: Callable[..., Server], etcd: EtcdServer, tmp_path: Path
+) -> None:
+    """A refused password once left the gateway as a bare gRPC error, and the server with a traceback."""
+    _demand_a_password(etcd)
+    secret = tmp_path / "password"
+    secret.write_text("wrong\n")
+    server = serve(REGOPS_ETCD_USER="root", REGOPS_ETCD_PASSWORD_FILE=str(secret))
+    server.waits("etcd: it was not read yet")
+    (line, *_) = until(lambda: server.logged(message="no lead", reason="AuthenticationFailed"))
+    assert "etcd.password_file" in line["error"]
+    assert server.end()[0] == 0
+    secret.write_text("right\n")
+    serve(REGOPS_ETCD_USER="root", REGOPS_ETCD_PASSWORD_FILE=str(secret)).becomes_ready()
+
+
 def test_a_git_remote_that_is_away_at_the_start_is_waited_for(serve: Callable[..., Server]) -> None:
     server = serve(REGOPS_GIT_REMOTE=f"https://127.0.0.1:{free_port()}/policies.git")
     server.waits("git: Fetching from https://127.0.0.1")

@@ -1,9 +1,12 @@
 """Conditions keep kstatus' rules whatever a pass found."""
 
+from dataclasses import dataclass
+
 from hypothesis import given
 from hypothesis import strategies as st
 
 from reconciler.core.conditions import (
+    FETCH_FAILED,
     HISTORY_REWRITTEN,
     NEGATIVE,
     READY,
@@ -37,20 +40,59 @@ def of(conditions: tuple[Condition, ...], kind: str) -> Condition:
     return next(condition for condition in conditions if condition.type == kind)
 
 
-@given(st.lists(findings, min_size=1, max_size=4), st.booleans(), st.booleans())
-def test_ready_is_always_there_and_never_beside_a_negative_condition(
-    history: list[Findings], fetching: bool, stalled: bool
-) -> None:
+@dataclass(frozen=True)
+class Failure:
+    """A pass that broke off."""
+
+    reason: str
+    fetching: bool
+    stalled: bool
+
+
+SOUND = Findings("main@sha1:x", 1)
+
+failures = st.builds(
+    Failure, st.sampled_from(["FetchFailed", "StoreUnavailable", "Conflict"]), st.booleans(), st.booleans()
+)
+
+
+@given(st.lists(st.just(SOUND) | findings | failures, min_size=1, max_size=6))
+def test_the_conditions_keep_the_rules_of_kstatus_whatever_happened(history: list[Findings | Failure]) -> None:
+    """After the condition checker of fluxcd/pkg (``runtime/conditions/check``)."""
     conditions: tuple[Condition, ...] = ()
-    for found in history:
-        conditions = after_pass(found, conditions)
-        assert sum(condition.type == READY for condition in conditions) == 1
-        assert not {RECONCILING, STALLED} <= kinds(conditions)
-        if not found.suspended and of(conditions, READY).status == "True":
-            assert not kinds(conditions) & NEGATIVE
-    failed = after_failure("FetchFailed", "m", fetching=fetching, stalled=stalled, before=conditions)
-    assert of(failed, READY).status == "False"
-    assert len(kinds(failed) & {RECONCILING, STALLED}) == 1
+    for step in history:
+        if isinstance(step, Findings):
+            conditions = after_pass(step, conditions)
+        else:
+            conditions = after_failure(
+                step.reason, "m", fetching=step.fetching, stalled=step.stalled, before=conditions
+            )
+        ready, true = of(conditions, READY), kinds(conditions)
+        assert len({condition.type for condition in conditions}) == len(conditions), "each type at most once"
+        assert all(condition.status == "True" for condition in conditions if condition.type != READY)
+        assert all(condition.reason and condition.message for condition in conditions)
+        assert not {RECONCILING, STALLED} <= true
+        if ready.status == "True":
+            assert not true & NEGATIVE
+        if STALLED in true:
+            assert (ready.status, ready.reason) == ("False", of(conditions, STALLED).reason)
+        if isinstance(step, Failure):
+            assert (ready.status, ready.reason) == ("False", step.reason)
+            assert (STALLED in true, RECONCILING in true) == (step.stalled, not step.stalled)
+            assert (FETCH_FAILED in true) == step.fetching
+        elif step.suspended:
+            assert not {RECONCILING, STALLED, FETCH_FAILED} & true
+        else:
+            assert (ready.status == "True") == (not true & NEGATIVE)
+            assert (ready.status == "False") == (STALLED in true)
+            assert ready.observed_generation == step.height
+
+
+def test_a_failure_that_is_over_is_not_told_on_while_suspended() -> None:
+    """Ready keeps its last value while suspended, but not the reason of a fetch that works again."""
+    failed = after_failure("FetchFailed", "away", fetching=True, stalled=False, before=())
+    ready = of(after_pass(Findings("main@sha1:x", 1, suspended=True), failed), READY)
+    assert (ready.status, ready.reason) == ("Unknown", "Suspended")
 
 
 def test_a_rewritten_history_is_a_notice_beside_ready() -> None:

@@ -118,13 +118,25 @@ class Layout:
         """The desired state of one commit, with ``invalid`` and ``ignored`` in a stable order."""
         folder = self.folder_of(repository, commit_of(repository, commit))
         if folder is None:
-            return Tree(commit, {}, found=False)
+            return Tree(commit, {}, self._in_its_place(repository, commit_of(repository, commit)), found=False)
         state = _State()
         for entry in entries_of(repository, folder):
             state = self._add_top(repository, state, entry)
         invalid = {path: state.invalid[path] for path in sorted(state.invalid)}
         ignored = tuple(sorted(path for paths in state.ignored.values() for path in paths))
         return Tree(commit, state.policies, invalid, ignored)
+
+    def _in_its_place(self, repository: pygit2.Repository, commit: pygit2.Commit) -> dict[str, tuple[FileError, ...]]:
+        """What stands in the way of ``path``: a file, link or submodule; nothing where it is just missing."""
+        for depth, name in enumerate(self.path):
+            above = subfolder(repository, commit.tree_id, self.path[:depth])
+            entries = [] if above is None else entries_of(repository, above)
+            kinds = [mode for mode, raw, _ in entries if raw == name.encode() and mode != FOLDER]
+            if kinds:
+                path = "/".join(self.path[: depth + 1])
+                message = f"is {_kind(kinds[0])} where the folder of all policies must be; put the folder in its place"
+                return {path: (FileError(path, message),)}
+        return {}
 
     def folder_of(self, repository: pygit2.Repository, commit: pygit2.Commit) -> pygit2.Oid | None:
         """The tree of ``path`` in a commit; ``None`` when it is missing or no folder."""
@@ -188,8 +200,9 @@ def _add_project(repository: pygit2.Repository, state: _State, entry: Entry) -> 
 
 
 def _shown(name: bytes) -> str:
-    r"""A name for people and keys; bytes that are not UTF-8 appear as ``\xff``."""
-    return name.decode("utf-8", "backslashreplace")
+    r"""A name for people and keys; bytes that are not UTF-8 appear as ``\xff``, control characters as ``\x1b``."""
+    text = name.decode("utf-8", "backslashreplace")
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def _kind(mode: bytes) -> str:

@@ -19,6 +19,7 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 from reconciler.adapters.opa.process import Loaded, OpaProcess
+from reconciler.adapters.opa.remedies import with_remedy
 from reconciler.core import namespace
 from reconciler.core.clashes import data_clashes, describe_clashes
 from reconciler.core.documents import Documents, check_documents
@@ -33,6 +34,8 @@ log = logging.getLogger(__name__)
 _OLDEST: Final = (1, 4)
 _V0_WORDS: Final = ("keyword is required before", "keyword is required for")
 """How OPA says that a module is written for Rego v0."""
+_CLASH: Final = "conflicting rule for data path"
+"""How OPA says that a rule and data claim one path."""
 _V0_WARNING: Final = "is Rego v0: add `import rego.v1` and write `if` and `contains` (`opa fmt --v0-v1` does it)"
 
 
@@ -103,8 +106,11 @@ class OpaCompiler:
         async with self._lock:
             verdicts: dict[PolicyName, Verdict] = {}
             items = []
-            for candidate in candidates:
-                documents = check_documents(candidate.policy, candidate.content, self._limits)
+            # In a thread: a bad data.json of 1 MiB takes a second to be explained.
+            checked = await asyncio.to_thread(
+                lambda: [check_documents(each.policy, each.content, self._limits) for each in candidates]
+            )
+            for candidate, documents in zip(candidates, checked, strict=True):
                 if documents.errors:
                     verdicts[candidate.policy] = Verdict(documents.errors)
                 else:
@@ -158,13 +164,22 @@ class OpaCompiler:
             message = f"compiling took longer than {self._timeout:g} s: simplify the policy"
             return Verdict((FileError(item.file, message, 1, 1),))
         chosen = second if any(words in str(first.errors) for words in _V0_WORDS) else first
-        return Verdict(self._errors(item, chosen))
+        clashes = await self._clashes(item) if _CLASH in f"{chosen.message} {chosen.errors}" else ()
+        return Verdict(clashes or self._errors(item, chosen))
+
+    async def _clashes(self, item: _Item) -> tuple[FileError, ...]:
+        """The keys of ``data.json`` for which OPA refuses the policy, told at the key; it names only the rule."""
+        located = await self._parse(item)
+        if located is None or item.documents.data is None or item.candidate.content.data is None:
+            return ()
+        texts = (item.documents.rego or "", item.candidate.content.data.decode())
+        return describe_clashes(item.policy, located, item.documents.data, texts, self._limits)
 
     async def _inspect(self, item: _Item) -> Verdict:
         """The namespace and data of a policy that compiles."""
         process = await self._running()
         tree = await process.module(item.file)
-        findings = namespace.find(tree, item.policy, self._limits.refused_builtins)
+        findings = await asyncio.to_thread(namespace.find, tree, item.policy, self._limits.refused_builtins)
         data = item.documents.data
         clash = data is not None and data_clashes(item.policy, tree, data)
         errors: list[FileError] = []
@@ -201,7 +216,8 @@ class OpaCompiler:
         if not errors:
             found = re.search(rf"{re.escape(item.file)}:(\d+): (.*)", loaded.message)
             line = int(found.group(1)) if found else None
-            errors = [FileError(item.file, found.group(2) if found else loaded.message or "OPA refuses it", line)]
+            message = found.group(2) if found else loaded.message or "OPA refuses it"
+            errors = [FileError(item.file, with_remedy(message, item.policy), line)]
         return tuple(errors[: self._limits.errors])
 
     # --- OPA ---------------------------------------------------------------------------------------------------------
@@ -322,7 +338,7 @@ def _blamed(loaded: Loaded) -> set[str]:
 def _error(item: _Item, error: Mapping[str, Any]) -> FileError:
     place = error.get("location") or {}
     file = str(place.get("file") or item.file).lstrip("/")
-    message = str(error.get("message") or "OPA refuses it")
+    message = with_remedy(str(error.get("message") or "OPA refuses it"), item.policy)
     if file != item.file:
         return FileError(item.file, f"{message} (at {file}:{place.get('row')})")
     return FileError(file, message, place.get("row"), place.get("col"))

@@ -24,6 +24,7 @@ from typing import Any, Final
 import aiohttp
 from aiohttp import web
 
+from reconciler.adapters.opa.trees import parse_tree
 from reconciler.core.errors import TransientError
 
 log = logging.getLogger(__name__)
@@ -104,8 +105,8 @@ class OpaProcess:
             raise TransientError("the compiler is not running", reason="CompilerUnavailable")
         try:
             async with self._session.get(f"http://opa/v1/policies/{BUNDLE}/{path}") as answer:
-                document = await answer.json()
-        except (aiohttp.ClientError, TimeoutError) as error:
+                document = await parse_tree(await answer.read())
+        except (aiohttp.ClientError, TimeoutError, ValueError) as error:
             raise TransientError(f"the compiler did not answer: {error}", reason="CompilerUnavailable") from error
         tree = document.get("result", {}).get("ast")
         if not isinstance(tree, dict):
