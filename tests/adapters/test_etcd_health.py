@@ -11,10 +11,12 @@ import grpc
 import pytest
 from fixtures.etcd import EtcdServer, free_port
 from fixtures.scripted import Script, scripted_etcd
+from prometheus_client import CollectorRegistry
 
 from reconciler.adapters.etcd import EtcdStore
 from reconciler.core.errors import StalledError, StoreError, UnknownOutcomeError
-from reconciler.core.ports import Delete, Put, Range, Transaction
+from reconciler.core.ports import Delete, Put, Range, StoreHealth, StoreWarning, Transaction
+from reconciler.metrics import StoreMetrics
 
 QUOTA = 4 * 2**20
 
@@ -54,8 +56,9 @@ async def test_an_etcd_started_as_it_should_be_needs_no_attention(store: EtcdSto
 async def test_a_request_limit_that_is_too_small_is_found_before_a_large_policy_is_refused(narrow: EtcdServer) -> None:
     async with connected(narrow.endpoint) as store:
         (warning,) = (await store.health()).warnings
-    assert narrow.endpoint in warning
-    assert "it has --max-request-bytes 1572864, start it with --max-request-bytes 2097152" in warning
+    assert warning.kind == "request_limit"
+    assert narrow.endpoint in warning.text
+    assert "it has --max-request-bytes 1572864, start it with --max-request-bytes 2097152" in warning.text
 
 
 @pytest.mark.parametrize(("limit", "warnings"), [(2_097_151, 1), (2_097_152, 0)])
@@ -74,15 +77,15 @@ async def test_a_full_etcd_is_said_with_a_remedy_and_works_again_when_tidied(nar
     async with connected(narrow.endpoint) as store:
         lease = await store.grant(60)
         with pytest.raises(StalledError) as full:
-            for number in range(100):
-                await store.commit(Transaction((), (Put("/k", b"%d" % number * 250_000),)))
+            await _fill(store)
         assert full.value.reason == "NoSpace"
         assert "etcdctl alarm disarm" in full.value.remedy
         health = await store.health()
         assert health.quota == QUOTA
         (alarm,) = health.alarms
         assert alarm.startswith("NOSPACE at member ")
-        assert any(f"of its {QUOTA // 2**20} MiB" in warning for warning in health.warnings)
+        assert any(f"of its {QUOTA // 2**20} MiB" in warning.text for warning in health.warnings)
+        assert {warning.kind for warning in health.warnings} == {"request_limit", "size"}
         assert await store.keep_alive(lease) > 1
 
         now = (await store.commit(Transaction((), (Delete("/k"),)))).revision
@@ -93,6 +96,11 @@ async def test_a_full_etcd_is_said_with_a_remedy_and_works_again_when_tidied(nar
         await asyncio.to_thread(narrow.post, "maintenance/alarm", disarm)
         assert (await store.commit(Transaction((), (Put("/k", b"1"),)))).succeeded
         assert (await store.health()).alarms == ()
+
+
+async def _fill(store: EtcdStore) -> None:
+    for number in range(100):
+        await store.commit(Transaction((), (Put("/k", b"%d" % number * 250_000),)))
 
 
 @pytest.mark.parametrize("version", ["3.4.33", "3.4.0-rc.1", "2.3.8"])
@@ -119,7 +127,8 @@ async def test_a_member_that_does_not_answer_is_named_and_the_others_are_examine
         health = await store.health()
     assert health.db_size > 0
     (warning,) = health.warnings
-    assert warning.startswith(f"etcd member {dead} does not answer")
+    assert warning.kind == "member"
+    assert warning.text.startswith(f"etcd member {dead} does not answer")
     async with connected(dead) as store:
         with pytest.raises(StoreError, match="did not answer"):
             await store.health()
@@ -140,7 +149,8 @@ async def test_alarms_and_other_findings_of_etcd_are_in_words() -> None:
 async def test_an_etcd_that_keeps_every_revision_is_told_how_to_forget(store: EtcdStore) -> None:
     async with scripted_etcd(Script(revision=10_000)) as etcd, connected(etcd.endpoint) as other:
         (warning,) = (await other.health()).warnings
-        assert "--auto-compaction-retention" in warning
+        assert warning.kind == "history"
+        assert "--auto-compaction-retention" in warning.text
         etcd.refusal = (grpc.StatusCode.OUT_OF_RANGE, "etcdserver: mvcc: required revision has been compacted")
         assert (await other.health()).warnings == ()
     assert (await store.health()).warnings == ()
@@ -169,3 +179,17 @@ async def test_a_write_that_fails_is_sent_once_and_is_unknown_unless_etcd_surely
         assert etcd.calls["txn"] == 1
         with pytest.raises(StoreError):
             await store.read(Range("/k"))
+
+
+def test_what_was_found_is_in_the_metrics() -> None:
+    registry = CollectorRegistry()
+    metrics = StoreMetrics(registry)
+    metrics.observe(StoreHealth("3.6.1", 10, 20, ("NOSPACE",), (StoreWarning("size", "…"), StoreWarning("size", "…"))))
+    metrics.observe(StoreHealth("3.6.2", 11, 20, (), (StoreWarning("history", "…"),)))
+    assert registry.get_sample_value("regops_etcd_info", {"version": "3.6.1"}) is None
+    assert registry.get_sample_value("regops_etcd_info", {"version": "3.6.2"}) == 1
+    assert registry.get_sample_value("regops_etcd_db_size_bytes") == 11
+    assert registry.get_sample_value("regops_etcd_quota_bytes") == 20
+    assert registry.get_sample_value("regops_etcd_alarms") == 0
+    kinds = ("member", "request_limit", "size", "history")
+    assert [registry.get_sample_value("regops_etcd_warnings", {"kind": kind}) for kind in kinds] == [0, 0, 0, 1]
