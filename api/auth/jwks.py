@@ -21,7 +21,8 @@ PublicKey: TypeAlias = RSAPublicKey | EllipticCurvePublicKey | Ed25519PublicKey
 MAX_JWKS_BYTES: Final = 262144
 RSA_BITS: Final = range(2048, 8193)
 """RFC 7518 section 3.3 asks for 2048 and more; a key beyond 8192 costs each request milliseconds."""
-_ALGORITHMS: Final = {("RSA", None): "RS256", ("EC", "P-256"): "ES256", ("OKP", "Ed25519"): "EdDSA"}
+_BY_TYPE: Final = {("RSA", None): "RS256", ("EC", "P-256"): "ES256", ("OKP", "Ed25519"): "EdDSA"}
+ALGORITHMS: Final = frozenset(_BY_TYPE.values())
 _SAME: Final = {"Ed25519": "EdDSA"}
 """RFC 9864 names the curve in the algorithm."""
 _PRIVATE: Final = frozenset({"d", "p", "q", "dp", "dq", "qi", "oth", "k"})
@@ -85,7 +86,7 @@ def _key(entry: Any) -> Key | None:
     if kid is not None and not isinstance(kid, str):
         raise ValueError("has a name (kid) that is no text")
     curve = None if entry.get("kty") == "RSA" else entry.get("crv")
-    algorithm = _ALGORITHMS.get((str(entry.get("kty")), curve if isinstance(curve, str) else None))
+    algorithm = _BY_TYPE.get((str(entry.get("kty")), curve if isinstance(curve, str) else None))
     if algorithm is None:
         raise ValueError("is of a type or curve that serves none of RS256, ES256 and EdDSA")
     declared = entry.get("alg", algorithm)

@@ -242,7 +242,7 @@ async def test_an_opa_that_restarts_is_503_and_then_answers_again(
         await enforcing.opa.start()
         await enforcing.enforce("package platform.authz\nallow := true")
         assert await read(authorizer) == 200
-    assert [caplog.text.count(words) for words in ("cannot be authorized", "authorized again")] == [1, 0]
+    assert caplog.text.count("requests cannot be authorized") == 1
 
 
 async def test_a_connection_that_opa_has_closed_meanwhile_is_no_failure() -> None:
