@@ -11,7 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 from fixtures.dev import Dev, git, until
+
+from regops.cli import main
 
 FIELDS = {
     "conditions",
@@ -44,10 +47,10 @@ def dev(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Dev]:
 
 def told(dev: Dev, *words: str, code: int = 0) -> str:
     """What a command prints; it ends with this code and, when it fails, one line on standard error."""
-    done = dev.run(*words)
-    assert done.returncode == code, done.stdout + done.stderr
+    done = CliRunner().invoke(main, [*words, "--state", str(dev.folder / "state")])
+    assert done.exit_code == code, done.output
     assert len(done.stderr.splitlines()) <= 1, done.stderr
-    return done.stdout + done.stderr
+    return done.output
 
 
 def document(dev: Dev, *words: str, code: int = 0) -> Any:
@@ -115,21 +118,20 @@ def test_plan_of_a_folder_without_policies_is_an_error_and_no_mass_deletion(dev:
 
 
 def test_check_of_a_commit_looks_at_that_commit(clone: Path) -> None:
-    def check(*words: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "regops", "check", str(clone), *words]
-        return subprocess.run(command, capture_output=True, text=True, check=False, timeout=30)
+    def check(*words: str) -> tuple[int, str]:
+        done = CliRunner().invoke(main, ["check", str(clone), *words])
+        return done.exit_code, done.output
 
-    tree = check()
-    assert tree.returncode == 1
-    assert tree.stdout.startswith("policies/projects/bad/rego.rego:3:10: error: ")
-    assert (check("--commit", "HEAD").returncode, check("--commit", "HEAD").stdout) == (0, "5 policies, all valid\n")
-    found = json.loads(check("--json").stdout)
+    assert check()[0] == 1
+    assert check()[1].startswith("policies/projects/bad/rego.rego:3:10: error: ")
+    assert check("--commit", "HEAD") == (0, "5 policies, all valid\n")
+    found = json.loads(check("--json")[1])
     assert (found["valid"], found["policies"], [held["policy"] for held in found["invalid"]]) == (
         False,
         7,
         ["projects/bad"],
     )
-    assert "is no commit of" in check("--commit", "nowhere").stderr
+    assert "is no commit of" in check("--commit", "nowhere")[1]
 
 
 def test_sync_says_what_came_of_it_for_people_and_for_programs(dev: Dev) -> None:
