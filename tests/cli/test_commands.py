@@ -70,7 +70,10 @@ def test_a_server_without_a_repository_says_which_setting_is_missing(
     assert "REGOPS_GIT_REMOTE" in done.output
 
 
-def test_a_server_that_is_not_there_or_is_no_regops_is_one_line(tmp_path: Path) -> None:
+def test_a_server_that_is_not_there_or_is_no_regops_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REGOPS_TOKEN", "any")
     with socket.create_server(("127.0.0.1", 0)) as closed:
         port = closed.getsockname()[1]
     for url in (f"http://127.0.0.1:{port}", f"127.0.0.1:{port}/"):
@@ -112,6 +115,9 @@ def test_a_file_of_the_settings_that_is_not_there_is_one_line(tmp_path: Path) ->
 @pytest.mark.usefixtures("opa")
 def test_a_taken_port_is_named_with_the_settings_to_change(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "jwks.json").write_text('{"keys": []}')
+    monkeypatch.setenv("REGOPS_AUTH_ISSUER", "https://issuer.example")
+    monkeypatch.setenv("REGOPS_AUTH_JWKS", str(tmp_path / "jwks.json"))
     with socket.create_server(("127.0.0.1", 0)) as taken:
         for command, variable in {"server": "REGOPS_SERVER_PORT", "agent": "REGOPS_AGENT_PORT"}.items():
             monkeypatch.setenv(variable, str(taken.getsockname()[1]))
