@@ -143,7 +143,7 @@ def test_sync_says_what_came_of_it_for_people_and_for_programs(dev: Dev) -> None
     assert (done["done"], done["ready"]["status"], done["suspended"]) == (True, "True", False)
     assert done["attempted"] == done["applied"]
     assert dev.get("/status")["last_handled_reconcile_at"] == done["requested"]
-    assert told(dev, "sync", "--confirm", "1234567", code=1).startswith("Error: no deletions are blocked.")
+    assert told(dev, "sync", "--confirm", "1234567", code=1).startswith("Error: no deletions are blocked: ")
 
 
 def test_foreign_keys_are_reported_and_go_only_when_asked(dev: Dev) -> None:
