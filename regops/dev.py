@@ -94,7 +94,7 @@ def dev(context: click.Context, /, ports: str, **options: Any) -> None:
 
     It prints where everything is and three lines to copy, then each applied commit with its timings, what is held and
     what goes wrong. Ctrl-C, or SIGTERM, ends all of it; what was pushed is there again the next time. The log of each
-    process lies in STATE/logs. Settings of the groups policy, guard and loop may be given as REGOPS_ variables.
+    process lies in STATE/logs. Settings of the groups policy, guard, loop and api may be given as REGOPS_ variables.
     """
     if context.invoked_subcommand is not None:
         return

@@ -7,7 +7,7 @@ from typing import Final
 
 from reconciler.settings import ENVIRONMENT_PREFIX, NO_SETTINGS, load, setting_names
 
-_OWN_GROUPS: Final = ("etcd.", "server.", "agent.", "auth.")
+_OWN_GROUPS: Final = ("etcd.", "server.", "agent.", "auth.", "audit.")
 _OWN: Final = frozenset({"git.remote", "git.branch", "git.path", "git.mirror", "git.poll_interval", "opa.binary"})
 """Settings that dev itself gives to what it starts."""
 _FOREIGN: Final = ("ETCD_", "OPA_", "GIT_", "SECANTUS_")
@@ -17,7 +17,7 @@ _FOREIGN: Final = ("ETCD_", "OPA_", "GIT_", "SECANTUS_")
 def inherited(environment: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
     """The environment to start processes with, and the ``REGOPS_`` variables that are left out and worth a word.
 
-    Settings that do not concern ports and folders (`policy`, `guard`, `loop`, how git reaches a remote) are passed on.
+    Settings of what does not move (`policy`, `guard`, `loop`, `api`, how git reaches a remote) are passed on.
     Raises `StalledError` when one of them has an impossible value: better here than in a log of a child.
     """
     passed = {variable for name, variable in setting_names().items() if not _is_own(name)} | {"REGOPS_LOG_LEVEL"}

@@ -50,6 +50,7 @@ class DevState:
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
+            self.close()
             raise StalledError(
                 f"another `regops dev` runs on {self.folder}", remedy="Stop it, or name another folder with --state."
             ) from error

@@ -9,7 +9,7 @@ from typing import Final, ParamSpec, TypeVar
 
 import click
 
-from reconciler.core.errors import RegopsError
+from reconciler.core.errors import RefusalError, RegopsError
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -38,7 +38,7 @@ def one_line(command: Callable[P, R]) -> Callable[P, R]:
         except KeyboardInterrupt:
             click.echo("Interrupted.", err=True)
             raise SystemExit(INTERRUPTED) from None
-        except (RegopsError, OSError, ExceptionGroup) as error:
+        except (RegopsError, RefusalError, OSError, ExceptionGroup) as error:
             for leaf in _leaves(error):
                 if message := _message(leaf):
                     raise click.ClickException(message) from error
@@ -59,7 +59,7 @@ def _message(error: BaseException) -> str | None:
     if isinstance(error, RegopsError):
         remedy = error.remedy or _REMEDIES.get(error.reason, "")
         return f"{error.message}. {remedy}" if remedy else error.message
-    if isinstance(error, TimeoutError) and error.args:
+    if isinstance(error, RefusalError) or (isinstance(error, TimeoutError) and error.args):
         return str(error)
     if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
         return f"{error.strerror}. Choose another port: server.port or agent.port."

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+from collections.abc import AsyncIterator
 
 import click
 
-from reconciler.core.ports import Compare, Delete, Put, Range, Transaction
-from reconciler.core.ports import Target as Counter
-from reconciler.core.records import Suspended
+from reconciler.operations import Operations
 from regops import compose
 from regops.commands.errors import one_line
 from regops.commands.target import Target, target_options
-from regops.commands.words import now, who
+from regops.commands.words import who
 
 
 @click.command(
@@ -48,19 +48,17 @@ def resume(target: Target) -> None:
 
 
 async def _suspend(target: Target, reason: str) -> str:
-    settings = target.settings()
-    key = compose.keyspace(settings.etcd).suspended
-    async with compose.open_store(settings.etcd) as store:
-        put = Put(key, Suspended(by=who(), reason=reason, at=now()).encode())
-        outcome = await store.commit(Transaction((Compare(key, Counter.CREATE, 0),), (put,)))
-    return "suspended" if outcome.succeeded else "was suspended already"
+    async with _operations(target) as operations:
+        return "suspended" if await operations.suspend(who(), reason) else "was suspended already"
 
 
 async def _resume(target: Target) -> str:
+    async with _operations(target) as operations:
+        return "resumed" if await operations.resume() else "was not suspended"
+
+
+@contextlib.asynccontextmanager
+async def _operations(target: Target) -> AsyncIterator[Operations]:
     settings = target.settings()
-    key = compose.keyspace(settings.etcd).suspended
     async with compose.open_store(settings.etcd) as store:
-        if not (await store.read(Range(key))).ranges[0]:
-            return "was not suspended"
-        await store.commit(Transaction((), (Delete(key),)))
-    return "resumed"
+        yield Operations(store, compose.keyspace(settings.etcd))

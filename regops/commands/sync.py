@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import secrets
 from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
@@ -13,14 +12,14 @@ import click
 from reconciler.core.conditions import READY, Condition, StatusRecord
 from reconciler.core.errors import RegopsError, StalledError, TransientError
 from reconciler.core.keyspace import Keyspace
-from reconciler.core.ports import KeyValue, KeyValueStore, Put, Range, Transaction
-from reconciler.core.records import Applied, Confirmed, Record, Requested, Suspended
+from reconciler.core.ports import KeyValue, KeyValueStore, Range
+from reconciler.core.records import Applied, Record, Suspended
+from reconciler.operations import Operations
 from regops import compose
 from regops.commands.errors import INTERRUPTED, one_line
 from regops.commands.target import Target, target_options
-from regops.commands.words import now, who
+from regops.commands.words import who
 
-_SHORTEST = 7
 _POLL_SECONDS = 0.1
 RecordT = TypeVar("RecordT", bound=Record)
 
@@ -136,28 +135,10 @@ async def _sync(target: Target, seconds: float | None, confirm: str | None, *, r
     settings = target.settings()
     keys = compose.keyspace(settings.etcd)
     async with compose.open_store(settings.etcd) as store:
-        confirmed = await _confirm(store, keys, confirm) if confirm else ()
-        token = f"{now()}-{secrets.token_hex(3)}"
-        record = Requested(token=token, by=who(), remove_foreign=remove_foreign)
-        await store.commit(Transaction((), (Put(keys.requested, record.encode()),)))
+        operations = Operations(store, keys)
+        confirmed = (await operations.confirm(who(), confirm.rpartition(":")[2])).deletions if confirm else ()
+        token = await operations.sync(who(), remove_foreign=remove_foreign)
         return _Done(token, confirmed, None if seconds is None else await _handled(store, keys, token, seconds))
-
-
-async def _confirm(store: KeyValueStore, keys: Keyspace, commit: str) -> tuple[str, ...]:
-    """Write the confirmation for the deletions that are blocked at ``commit``; refuses any other commit."""
-    status = (await _look(store, keys)).status
-    head = (status.last_attempted_revision if status else None) or ""
-    if status is None or not status.blocked_deletions:
-        raise StalledError("no deletions are blocked", remedy="There is nothing to confirm.")
-    wanted = commit.rpartition(":")[2].lower()
-    if len(wanted) < _SHORTEST or not head.startswith(wanted):
-        raise StalledError(
-            f"deletions are blocked for commit {head}, not {commit}",
-            remedy=f"Look at them with `regops status`, then confirm with at least {_SHORTEST} digits of that commit.",
-        )
-    confirmed = Confirmed(head, status.blocked_deletions, who(), now())
-    await store.commit(Transaction((), (Put(keys.confirmed, confirmed.encode()),)))
-    return status.blocked_deletions
 
 
 async def _handled(store: KeyValueStore, keys: Keyspace, token: str, seconds: float) -> _Seen:

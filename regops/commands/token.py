@@ -11,18 +11,19 @@ from regops.commands.target import DEFAULT_STATE
 
 
 @click.command(
+    short_help="Print a token of the local issuer.",
     epilog="""\b
 Examples:
   regops dev token --role platform_admin             reads and writes everything
   regops dev token --project billing --sub ann       reads one project
   regops dev token --role platform_admin --ttl -60   one that has expired
   curl -H "Authorization: Bearer $(regops dev token --project billing)" localhost:8080/policies/billing
-"""
+""",
 )
 @click.option("--role", "roles", multiple=True, metavar="NAME", help="A role; can be given more than once.")
 @click.option("--project", "projects", multiple=True, metavar="NAME", help="A project; can be given more than once.")
 @click.option("--sub", default="dev", show_default=True, help="Whom the token speaks for.")
-@click.option("--name", help="Full name, the author of commits.")
+@click.option("--name", metavar="TEXT", help="Full name, the author of commits.")
 @click.option("--email", help="Address, the author of commits.")
 @click.option("--tenant", metavar="NAME", help="Tenant.  [default: the one that `regops dev` serves]")
 @click.option("--ttl", type=int, default=3600, show_default=True, help="Seconds that it lives; -60: it has expired.")

@@ -1,20 +1,14 @@
-"""What commands write into etcd about themselves: who said it, and when."""
+"""Who gives a command, as etcd keeps it and the status shows it."""
 
 from __future__ import annotations
 
 import getpass
 import socket
-from datetime import UTC, datetime
 
 
 def who() -> str:
-    """``user@host``, for those who look at the status later."""
+    """``user@host``; the host alone where the user has no name."""
     try:
         return f"{getpass.getuser()}@{socket.gethostname()}"
     except (KeyError, OSError):
         return socket.gethostname()
-
-
-def now() -> str:
-    """RFC 3339, UTC, with milliseconds."""
-    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

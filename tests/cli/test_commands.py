@@ -1,7 +1,13 @@
 """What a person meets at the command line: answers, errors in one line with the remedy, help with examples."""
 
+import functools
+import http.server
+import socket
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
+import click
 import pytest
 from click.testing import CliRunner
 
@@ -64,8 +70,114 @@ def test_a_server_without_a_repository_says_which_setting_is_missing(
     assert "REGOPS_GIT_REMOTE" in done.output
 
 
-@pytest.mark.parametrize("name", sorted(main.commands))
-def test_every_command_has_help_with_an_example(name: str) -> None:
-    done = CliRunner().invoke(main, [name, "--help"])
+def test_a_server_that_is_not_there_or_is_no_regops_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REGOPS_TOKEN", "any")
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        port = closed.getsockname()[1]
+    for url in (f"http://127.0.0.1:{port}", f"127.0.0.1:{port}/"):
+        done = CliRunner().invoke(main, ["status", "--server", url])
+        assert done.exit_code == 1
+        assert done.output.startswith(f"Error: http://127.0.0.1:{port}/status does not answer: Connect call failed")
+        assert done.output.endswith("Name another with --server URL or --state FOLDER.\n")
+    (tmp_path / "status").write_text("{}")
+    handler = functools.partial(_Quiet, directory=str(tmp_path))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as other:
+        thread = threading.Thread(target=other.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        try:
+            for path, says in {"": "is no answer of regops", "/nothing": "answers 404"}.items():
+                url = f"http://127.0.0.1:{other.server_port}{path}"
+                done = CliRunner().invoke(main, ["fleet", "--server", url])
+                assert (done.exit_code, says in done.output, len(done.output.splitlines())) == (1, True, 1)
+        finally:
+            other.shutdown()
+            thread.join(5)
+
+
+@pytest.mark.parametrize("command", ["sync", "suspend", "resume", "plan"])
+def test_what_speaks_to_etcd_does_not_take_another_system_in_silence(command: str) -> None:
+    """`--server` was passed over: the command then changed the `regops dev` in the current folder."""
+    done = CliRunner().invoke(main, [command, "--server", "http://regops.example.com"])
+    assert done.exit_code == 1
+    assert "Give --config FILE with the settings of that server, or --state." in done.output
+
+
+def test_a_file_of_the_settings_that_is_not_there_is_one_line(tmp_path: Path) -> None:
+    file = tmp_path / "regops.yaml"
+    file.write_text(f"etcd:\n  endpoints: ['https://127.0.0.1:1']\n  ca_file: {tmp_path}/ca.pem\n")
+    done = CliRunner().invoke(main, ["sync", "--config", str(file)])
+    assert done.exit_code == 1
+    assert done.output.startswith(f"Error: {tmp_path}/ca.pem: No such file or directory.")
+
+
+@pytest.mark.usefixtures("opa")
+def test_a_taken_port_is_named_with_the_settings_to_change(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "jwks.json").write_text('{"keys": []}')
+    monkeypatch.setenv("REGOPS_AUTH_ISSUER", "https://issuer.example")
+    monkeypatch.setenv("REGOPS_AUTH_JWKS", str(tmp_path / "jwks.json"))
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        for command, variable in {"server": "REGOPS_SERVER_PORT", "agent": "REGOPS_AGENT_PORT"}.items():
+            monkeypatch.setenv(variable, str(taken.getsockname()[1]))
+            monkeypatch.setenv("REGOPS_GIT_REMOTE", str(tmp_path))
+            monkeypatch.setenv("REGOPS_ETCD_ENDPOINTS", "http://127.0.0.1:1")
+            done = CliRunner().invoke(main, [command, "--log-level", "error"])
+            assert done.exit_code == 1
+            assert "Choose another port: server.port or agent.port." in done.output
+
+
+@pytest.mark.usefixtures("opa")
+def test_the_unit_tests_of_a_tree_decide_the_exit_code(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    def run(text: str | None) -> tuple[int, str]:
+        files = {"platform__rego_rego": "package platform\n\nx := 1\n"}
+        policies(tmp_path, **files)
+        if text is not None:
+            (tmp_path / "policies" / "platform" / "rego_test.rego").write_text(f"package platform_test\n\n{text}\n")
+        done = CliRunner().invoke(main, ["test", str(tmp_path)])
+        return done.exit_code, done.output + capfd.readouterr().out
+
+    assert run(None) == (0, f"no tests: there is no *_test.rego below {tmp_path}/policies\n")
+    assert run("test_x if data.platform.x == 1") == (0, "PASS: 1/1\n")
+    code, said = run("test_x if data.platform.x == 2")
+    assert (code, "FAIL: 1/1" in said) == (2, True)
+    assert run("test_x if }")[0] == 1
+
+
+def test_the_configuration_for_opa_names_an_address_that_it_can_reach(monkeypatch: pytest.MonkeyPatch) -> None:
+    for host, url in {
+        "0.0.0.0": "http://127.0.0.1:8282",
+        "::": "http://[::1]:8282",
+        "": "http://127.0.0.1:8282",
+    }.items():
+        monkeypatch.setenv("REGOPS_AGENT_HOST", host)
+        done = CliRunner().invoke(main, ["agent", "opa-config"])
+        assert done.exit_code == 0
+        assert f'url: "{url}"' in done.output
+
+
+def commands() -> Iterator[tuple[str, click.Command]]:
+    for name, command in main.commands.items():
+        yield name, command
+        if isinstance(command, click.Group):
+            yield from ((f"{name} {inner}", below) for inner, below in command.commands.items())
+
+
+@pytest.mark.parametrize(("name", "command"), [pytest.param(*pair, id=pair[0]) for pair in commands()])
+def test_every_command_has_help_with_an_example_and_says_what_each_option_is_for(
+    name: str, command: click.Command
+) -> None:
+    done = CliRunner().invoke(main, [*name.split(), "--help"])
     assert done.exit_code == 0
     assert f"regops {name}" in done.output.partition("Example")[2]
+    assert [p.name for p in command.params if isinstance(p, click.Option) and not p.help] == []
+
+
+def test_the_overview_cuts_no_line_short() -> None:
+    assert "..." not in CliRunner().invoke(main, ["--help"]).output.partition("Commands:")[2]
+
+
+class _Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *_args: object) -> None:
+        """Nothing."""

@@ -8,7 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from fixtures.dev import Dev, alive, git, kill, until
+
+from regops.cli import main
 
 ALLOW = 'package projects.{0}.authz\n\ndefault allow := false\n\nallow if input.user == "{1}"\n'
 
@@ -54,6 +57,8 @@ def test_an_invalid_policy_is_held_and_the_rest_of_the_push_applies(dev: Dev) ->
     commit = dev.push({file("beta"): ALLOW.format("beta", "zoe")})
     until(lambda: dev.ask("projects/beta/authz/allow", {"user": "zoe"}) is True)
     until(lambda: applied(dev, commit) and not dev.get("/status")["held"])
+    until(lambda: "held: projects/beta (ValidationFailed): projects/beta/rego.rego:3" in dev.output)
+    until(lambda: "no longer held: projects/beta" in dev.output)
 
 
 def test_the_live_policy_is_read_with_an_etag(dev: Dev) -> None:
@@ -83,6 +88,11 @@ def test_while_suspended_nothing_is_applied(dev: Dev) -> None:
     until(lambda: dev.ask("projects/epsilon/authz/allow", {"user": "ann"}) is True)
     assert dev.run("suspend", "--reason", "test").stdout == "suspended\n"
     until(lambda: dev.get("/status")["health"]["status"] == "Suspended")
+    assert "Suspended:  nothing is applied until `regops resume` (by " in dev.run("status").stdout
+    waited = dev.run("sync", "--wait")
+    assert waited.returncode == 1
+    assert "nothing was applied: suspended by " in waited.stderr
+    assert "(test). `regops resume` goes on." in waited.stderr
     commit = dev.push({file("epsilon"): ALLOW.format("epsilon", "bob")})
     until(lambda: dev.get("/status")["last_attempted_revision"].endswith(commit))
     assert dev.ask("projects/epsilon/authz/allow", {"user": "ann"}) is True
@@ -107,6 +117,7 @@ def test_a_killed_process_is_started_again_and_pushes_go_on(dev: Dev, name: str)
     before = dev.ready()["pids"][name]
     kill(before)
     until(lambda: dev.ready()["pids"][name] != before)
+    assert f"{name} ended (signal 9) and is started again; its log: " in dev.output
     project = f"after-{name}"
     dev.push({file(project): f'package projects["{project}"].authz\n\nallow if input.user == "ann"\n'})
     until(lambda: dev.ask(f"projects/{project}/authz/allow", {"user": "ann"}) is True, 20)
@@ -117,30 +128,30 @@ def test_a_killed_dev_is_taken_up_again_and_leaves_nothing_of_the_first(tmp_path
     pids = first.start()["pids"]
     first.stop(signal.SIGKILL)
     first.file.unlink()
-    second = Dev(tmp_path)
     began = time.monotonic()
-    second.start(30)
-    assert time.monotonic() - began < 30
-    assert not [name for name, pid in pids.items() if alive(pid)]
-    until(lambda: second.ask("platform/authz") is not None)
-    pids = second.ready()["pids"]
-    began = time.monotonic()
-    assert second.stop() == 0
-    assert time.monotonic() - began < 5
-    assert not [name for name, pid in pids.items() if alive(pid)]
+    with Dev(tmp_path) as second:
+        assert time.monotonic() - began < 30
+        assert not [name for name, pid in pids.items() if alive(pid)]
+        until(lambda: second.ask("platform/authz") is not None)
+        second.push({file("beta"): ALLOW.format("beta", "ann")})
+        until(lambda: second.ask("projects/beta/authz/allow", {"user": "ann"}) is True)
+        started = second.processes()
+        assert [line for line in started.values() if "unix://" in line], "the server's private OPA compiled the push"
+        began = time.monotonic()
+        assert second.stop() == 0
+        assert time.monotonic() - began < 5
+        assert not [pid for pid in started if alive(pid)]
+        assert not second.file.exists()
 
 
 def test_a_remote_without_a_commit_is_no_obstacle_and_the_first_push_is_taken_up(tmp_path: Path) -> None:
     git("init", "-q", "--bare", "remote.git", folder=tmp_path)
-    dev = Dev(tmp_path / "dev", "--git", f"file://{tmp_path}/remote.git")
-    dev.start()
-    try:
+    with Dev(tmp_path / "dev", "--git", f"file://{tmp_path}/remote.git") as dev:
         ready = until(lambda: [c for c in dev.get("/status")["conditions"] if c["reason"] == "NoCommit"])
         assert ready
+        until(lambda: "not ready: NoCommit: " in dev.output)
         dev.push({file("one"): ALLOW.format("one", "ann")})
         until(lambda: dev.ask("projects/one/authz/allow", {"user": "ann"}) is True)
-    finally:
-        dev.stop()
 
 
 def test_once_shows_the_decision_flip(tmp_path: Path) -> None:
@@ -149,3 +160,53 @@ def test_once_shows_the_decision_flip(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     assert "→ true" in done.stdout
     assert "→ false" in done.stdout
+
+
+def test_an_existing_remote_is_taken_and_neither_the_callers_variables_nor_the_former_state_matter(
+    tmp_path: Path,
+) -> None:
+    """Variables of a shell in which somebody works with other servers and repositories must not leak into dev."""
+    git("init", "-q", "--bare", "remote.git", folder=tmp_path)
+    git("clone", "-q", "remote.git", "work", folder=tmp_path)
+    for project, text in {"good": ALLOW.format("good", "ann"), "bad": "package projects.bad\n\nallow := }\n"}.items():
+        (tmp_path / "work" / file(project)).parent.mkdir(parents=True)
+        (tmp_path / "work" / file(project)).write_text(text)
+    git("add", "-A", folder=tmp_path / "work")
+    git("commit", "-q", "-m", "mine", folder=tmp_path / "work")
+    git("push", "-q", "origin", "HEAD:main", folder=tmp_path / "work")
+    variables = {
+        "REGOPS_GIT_REMOTE": "https://nowhere.invalid/x.git",
+        "REGOPS_ETCD_OWN_PREFIX": "/elsewhere/",
+        "REGOPS_AUTH_TENANT": "prod",
+        "REGOPS_CONFIG": "/nowhere.yaml",
+        "REGOPS_NO_SUCH_SETTING": "1",
+        "GIT_DIR": "/nowhere",
+        "GIT_SSH_COMMAND": "false",
+        "ETCD_CERT_FILE": "/nowhere.pem",
+        "http_proxy": "http://127.0.0.1:9",
+    }
+    with Dev(tmp_path / "dev", "--git", str(tmp_path / "remote.git"), environment=variables) as dev:
+        until(lambda: dev.ask("projects/good/authz/allow", {"user": "ann"}) is True)
+        assert dev.ready()["git"] == str(tmp_path / "remote.git")
+        until(lambda: "held: projects/bad (ValidationFailed): projects/bad/rego.rego:3" in dev.output)
+        assert "REGOPS_AUTH_TENANT, REGOPS_ETCD_OWN_PREFIX, REGOPS_GIT_REMOTE, REGOPS_NO_SUCH_SETTING" in dev.output
+    with Dev(tmp_path / "dev", "--reset") as fresh:
+        until(lambda: fresh.ask("platform/authz") is not None)
+        assert fresh.ask("projects/good/authz/allow", {"user": "ann"}) is None
+        assert {item["policy"] for item in fresh.get("/policies")["items"]} >= {"platform", "projects/billing"}
+        second = CliRunner().invoke(main, ["dev", "--state", str(fresh.folder / "state")])
+        assert second.exit_code == 1
+        assert second.output.startswith("Error: another `regops dev` runs on ")
+        assert fresh.get("/status")["sync"]["status"] == "Synced", "the first one is not disturbed"
+        assert fresh.stop(signal.SIGHUP) == 0, "its terminal was closed"
+
+
+def test_what_cannot_work_is_said_before_anything_starts(tmp_path: Path) -> None:
+    for words, says in {
+        ("--git", "http://git.example.com/x.git"): "git.remote uses http, which git.protocols does not allow",
+        ("--path", "../x"): "must be a folder inside the repository",
+    }.items():
+        done = CliRunner().invoke(main, ["dev", "--state", str(tmp_path / "s"), *words])
+        assert done.exit_code == 1
+        assert says in done.output
+        assert len(done.output.splitlines()) == 1
