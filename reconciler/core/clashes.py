@@ -28,7 +28,8 @@ def describe_clashes(
     texts: tuple[str, str],
     limits: Limits,
 ) -> tuple[FileError, ...]:
-    """An error at each clashing key. ``module`` with locations names the rule's line; ``texts`` are Rego and JSON."""
+    """An error at each clashing key, in the order of the JSON. ``texts`` are Rego and JSON; a ``module`` with locations
+    names the rule's line."""
     rego, raw = texts
     keys = Scan(raw, limits.nesting).run().keys
     errors: dict[Path, FileError] = {}
@@ -36,10 +37,11 @@ def describe_clashes(
         where = f" (line {line} of {REGO_FILE})" if line else ""
         if not line and (package := declared_package(rego)) and what.startswith("package"):
             where = f" (line {line_and_column(rego, package.offset)[0]} of {REGO_FILE})"
-        message = f'the key "{key[-1]}" stands where `{what}` does{where}: rename one of them'
+        kind, _, name = what.partition(" ")
+        message = f'the key "{key[-1]}" stands in the place of {kind} `{name}`{where}: rename one of them'
         place = line_and_column(raw, keys[key]) if key in keys else (None, None)
         errors.setdefault(key, FileError(f"{policy}/{DATA_FILE}", message, *place))
-    return tuple(errors.values())
+    return tuple(sorted(errors.values(), key=lambda error: (error.line or 0, error.column or 0)))
 
 
 def _clashes(
@@ -55,7 +57,7 @@ def _clashes(
         yield key, (f"package {render_path(package)}", None)
     for rule, place in rule_paths(module):
         if key := _taken(data, (*below, *rule)):
-            yield key, (render_path(rule), place[0] if place else None)
+            yield key, (f"rule {render_path(rule)}", place[0] if place else None)
 
 
 def _taken(data: Any, path: Path) -> Path | None:

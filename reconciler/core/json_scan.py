@@ -2,7 +2,7 @@
 
 The happy path uses `json`, whose C scanner is fast but neither sees a duplicate key nor knows where anything stood.
 This one is slow and knows both. It goes on after what does not hinder it (a duplicate key, half a surrogate pair) and
-stops at the first thing that is no JSON.
+stops at the first thing that is no JSON, or after `MOST_PROBLEMS`.
 """
 
 from __future__ import annotations
@@ -21,6 +21,9 @@ _SIMPLE = {'"': '"', "\\": "\\", "/": "/", "b": "\b", "f": "\f", "n": "\n", "r":
 
 MAX_DIGITS = 4300
 """Python reads no longer integer (CVE-2020-10735), and no policy needs one."""
+
+MOST_PROBLEMS = 100
+"""Nobody reads more, and each costs a look back through the text."""
 
 Path = tuple[str, ...]
 
@@ -61,6 +64,8 @@ class Scan:
 
     def _report(self, offset: int, message: str) -> None:
         self.problems.append(Problem(offset, message))
+        if len(self.problems) >= MOST_PROBLEMS:
+            raise _Stop
 
     def _stop(self, message: str, offset: int | None = None) -> None:
         self._report(self._at if offset is None else offset, message)

@@ -42,6 +42,11 @@ class Finding:
     path: tuple[str, ...]
     dynamic: bool = False
 
+    @property
+    def spelled(self) -> tuple[Kind, tuple[str, ...]]:
+        """What the parsed and the compiled tree have in common."""
+        return self.kind, self.path
+
 
 @dataclass(frozen=True, slots=True)
 class _Use:
@@ -72,12 +77,24 @@ def places(
     The parsed tree knows no scopes (a local variable named like an import looks like the import), therefore only what
     `find` found too is kept.
     """
+    by_path = {finding.spelled: finding for finding in wanted}  # `some x in data.b` is compiled to `data.b[_]`
     found = dict.fromkeys(
-        (finding, place)
+        (finding if finding in wanted else by_path[finding.spelled], place)
         for finding, place in _findings(module, policy, refused, _imports(module))
-        if place is not None and finding in wanted
+        if place is not None and finding.spelled in by_path
     )
     return sorted(found, key=lambda pair: pair[1])
+
+
+def visible(module: Mapping[str, Node], policy: PolicyName) -> list[tuple[Finding, Place | None]]:
+    """What can be said of a parsed module that does not compile: its package, and references that name ``data``
+    themselves, in the order of the file. Aliases and builtins wait until it compiles: a local variable may hide them.
+    """
+    package = package_path(module)
+    own = package_of(policy)
+    outside = [(Finding(Kind.PACKAGE, package), None)] if package[: len(own)] != own else []
+    found = dict.fromkeys(_findings(module, policy, frozenset(), {}))
+    return [*outside, *sorted(found, key=lambda pair: pair[1] or (0, 0))]
 
 
 def package_path(module: Mapping[str, Node]) -> tuple[str, ...]:
@@ -119,15 +136,19 @@ def describe(finding: Finding, policy: PolicyName, written: tuple[str, ...] = ()
 
 
 def _describe_package(path: tuple[str, ...], policy: PolicyName) -> str:
-    own = package_of(policy)
-    rest = path[2:] if path[:1] == ("projects",) else path[1:] if path[0] in {"platform", "project"} else path
-    if policy == PLATFORM and path[:1] != ("projects",):
-        rest = path[1:] if path[0] in {"project", "platforms"} else path
-    whose = "the platform" if policy == PLATFORM else f"project {project_of(policy)}"
+    project = project_of(policy)
+    whose = f"project {project}" if project else "the platform"
     return (
         f"`package {render_path(path)}` is not in the namespace of {whose}: "
-        f"write `package {render_path((*own, *rest))}`"
+        f"write `package {render_path((*package_of(policy), *_own_part(path, project)))}`"
     )
+
+
+def _own_part(path: tuple[str, ...], project: str | None) -> tuple[str, ...]:
+    """What of a package that is not the policy's own is not meant as its namespace."""
+    if path[0] == "projects":
+        return path[2:]
+    return path[1:] if path[0] in {"platform", "platforms", "project", project} else path
 
 
 # --- the walk --------------------------------------------------------------------------------------------------------
