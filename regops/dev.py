@@ -24,6 +24,7 @@ from regops.commands.errors import one_line
 from regops.commands.target import DEFAULT_STATE
 from regops.commands.token import token
 from regops.devenvironment import inherited
+from regops.devsettle import settle
 from regops.devstate import DevState
 from regops.issuer import Issuer, ready_entries, server_environment
 from regops.issuer import serve as serve_keys
@@ -148,6 +149,7 @@ class _Dev:
                 jwks_url = await stack.enter_async_context(serve_keys(issuer, ports["issuer"]))
                 await self._start(tools, session, ports, jwks_url)
                 self._document |= ready_entries(issuer, jwks_url, "billing")
+                await settle(session, self._document)
                 self._started(self._supervisor.pids())
                 _say(f"ready after {monotonic() - began:.1f} s")
                 return await self._go(session)
