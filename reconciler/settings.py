@@ -79,6 +79,7 @@ class GitSettings(_Group):
         "https",
         "ssh",
         "file",
+        "http",
     )
     """Protocols that git may use, also after a redirect: `https`, `ssh`, `file` (a folder too), `http`, `git`."""
     ssh_key: Path | None = None

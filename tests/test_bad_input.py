@@ -192,12 +192,12 @@ FILES: dict[str, tuple[dict[str, File], str, str]] = {
     "data that clashes with a rule": (
         {"rego.rego": b"package projects.a\n\nx := 1\n", "data.json": b'{\n "y": 1,\n "x": 2\n}\n'},
         "data.json:3:2",
-        'the key "x" stands where `x` does (line 3 of rego.rego): rename one of them',
+        'the key "x" stands in the place of rule `x` (line 3 of rego.rego): rename one of them',
     ),
     "data in the place of the package": (
         {"rego.rego": GOOD, "data.json": b'{\n "authz": 1\n}\n'},
         "data.json:2:2",
-        'the key "authz" stands where `package projects.a.authz` does (line 1 of rego.rego): rename one of them',
+        'the key "authz" stands in the place of package `projects.a.authz` (line 1 of rego.rego): rename one of them',
     ),
     "http.send": (
         {"rego.rego": b'package projects.a\n\nx := http.send({"url": "http://x", "method": "get"})\n'},

@@ -109,7 +109,7 @@ def test_a_file_of_the_settings_that_is_not_there_is_one_line(tmp_path: Path) ->
     file.write_text(f"etcd:\n  endpoints: ['https://127.0.0.1:1']\n  ca_file: {tmp_path}/ca.pem\n")
     done = CliRunner().invoke(main, ["sync", "--config", str(file)])
     assert done.exit_code == 1
-    assert done.output.startswith(f"Error: {tmp_path}/ca.pem: No such file or directory.")
+    assert done.output.startswith(f"Error: etcd.ca_file: {tmp_path}/ca.pem: No such file or directory.")
 
 
 @pytest.mark.usefixtures("opa")

@@ -71,10 +71,10 @@ def test_the_variable_wins_and_lists_are_taken_in_both_forms(tmp_path: Path) -> 
 
 
 def test_a_remote_whose_protocol_is_not_allowed_is_an_error_before_anything_starts() -> None:
-    with pytest.raises(StalledError, match=r"git\.remote uses http, which git\.protocols does not allow"):
-        load(None, {"REGOPS_GIT_REMOTE": "http://git.example.com/p.git"})
-    both = {"REGOPS_GIT_REMOTE": "http://git.example.com/p.git", "REGOPS_GIT_PROTOCOLS": "https,http"}
-    assert load(None, both).git.protocols == ("https", "http")
+    with pytest.raises(StalledError, match=r"git\.remote uses git, which git\.protocols does not allow"):
+        load(None, {"REGOPS_GIT_REMOTE": "git://git.example.com/p.git"})
+    both = {"REGOPS_GIT_REMOTE": "git://git.example.com/p.git", "REGOPS_GIT_PROTOCOLS": "https,git"}
+    assert load(None, both).git.protocols == ("https", "git")
 
 
 @pytest.mark.parametrize(

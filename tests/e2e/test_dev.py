@@ -203,7 +203,7 @@ def test_an_existing_remote_is_taken_and_neither_the_callers_variables_nor_the_f
 
 def test_what_cannot_work_is_said_before_anything_starts(tmp_path: Path) -> None:
     for words, says in {
-        ("--git", "http://git.example.com/x.git"): "git.remote uses http, which git.protocols does not allow",
+        ("--git", "git://git.example.com/x.git"): "git.remote uses git, which git.protocols does not allow",
         ("--path", "../x"): "must be a folder inside the repository",
     }.items():
         done = CliRunner().invoke(main, ["dev", "--state", str(tmp_path / "s"), *words])

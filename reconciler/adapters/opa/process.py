@@ -182,7 +182,9 @@ class OpaProcess:
             async with asyncio.timeout(_START_SECONDS):
                 while not await self._answers():
                     if not self.running:
-                        raise TransientError(f"OPA ended at once: {self._log()}", reason="CompilerUnavailable")
+                        raise TransientError(
+                            f"{self._binary} ended at once: {self._log()}", reason="CompilerUnavailable"
+                        )
                     await asyncio.sleep(0.01)
         except TimeoutError as error:
             raise TransientError("OPA did not come up in time", reason="CompilerUnavailable") from error
