@@ -10,13 +10,10 @@ from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from time import monotonic
 
-from reconciler.core.errors import RegopsError
+from reconciler.core.errors import DivergedError, RegopsError, TransientError
 from reconciler.core.ports import Compare, Fence, KeyValueStore, Put, Range, Target, Transaction
 
 log = logging.getLogger(__name__)
-
-_AGAIN_SECONDS = 0.5
-"""Pause before a renewal that failed is tried again, in seconds: the lease runs on meanwhile."""
 
 
 class Leadership:
@@ -39,30 +36,35 @@ class Leadership:
         await self._over.wait()
 
     async def keep(self) -> None:
-        """Renew the lease until it is gone; an etcd that does not answer is asked again until the time is up."""
+        """Renew the lease until it, or the key, is gone; an etcd that does not answer is asked again, for twice the
+        time that the lease lasts: etcd itself prolongs leases when it restarts."""
+        pause = self._ttl / 3
         try:
-            await self._renew()
+            while monotonic() < self._renewed + self._ttl * 2:
+                await asyncio.sleep(pause)
+                sent = monotonic()
+                try:
+                    held = await self._renew()
+                except TransientError as error:
+                    log.warning("lease not renewed", extra={"reason": error.reason, "error": str(error)})
+                    pause = self._ttl / 10
+                    continue
+                if not held:
+                    return
+                self._renewed, pause = sent, self._ttl / 3
         finally:
             self._over.set()
 
-    async def _renew(self) -> None:
-        pause = self._ttl / 3
-        while True:
-            await asyncio.sleep(pause)
-            sent = monotonic()
-            try:
-                left = await self._store.keep_alive(self._lease)
-                held = (await self._store.read(Range(self.fence.key))).ranges[0]
-            except RegopsError as error:
-                log.warning("lease not renewed", extra={"reason": error.reason})
-                if sent - self._renewed > self._ttl * 2:
-                    return
-                pause = _AGAIN_SECONDS
-                continue
-            # A key that somebody deleted does not end the lease, and every write would fail for ever.
-            if left <= 0 or not held or held[0].create_revision != self.fence.create_revision:
-                return
-            self._renewed, pause = sent, self._ttl / 3
+    async def _renew(self) -> bool:
+        """Whether lease and key are still ours. A key that somebody deleted, or a store that went back, ends the lead:
+        no write would pass any more, while the lease could live for ever."""
+        if await self._store.keep_alive(self._lease) <= 0:
+            return False
+        try:
+            (found,) = (await self._store.read(Range(self.fence.key, keys_only=True))).ranges
+        except DivergedError:
+            return False
+        return [kv.create_revision for kv in found] == [self.fence.create_revision]
 
     def resign(self) -> None:
         """It is over, whatever the lease says."""

@@ -19,11 +19,13 @@ from reconciler.adapters.etcd import failures
 from reconciler.adapters.etcd._pb import etcd_pb2 as pb
 from reconciler.adapters.etcd._pb import etcd_pb2_grpc as rpc
 from reconciler.adapters.etcd.channels import Channels
-from reconciler.core.errors import CompactedError, DivergedError, StalledError
-from reconciler.core.keyspace import prefix_end
-from reconciler.core.ports import Event, KeyValue, Range, WatchBatch
+from reconciler.adapters.etcd.identity import Identity
+from reconciler.adapters.etcd.wire import Seen, bounds, event
+from reconciler.core.errors import CompactedError, DivergedError, StalledError, StoreError
+from reconciler.core.ports import Event, Range, WatchBatch
 
 _PROBE_SECONDS = 1.5
+_CONNECT_SECONDS = 3.0
 _BACKOFF = (0.1, 1.0)
 
 
@@ -31,20 +33,33 @@ class _Lost(Exception):  # noqa: N818 never leaves this module
     """The stream ended; another one goes on where it stopped."""
 
 
+class _Doubt(Exception):  # noqa: N818 the same
+    """The member is behind what was seen: it lags, or the store went back."""
+
+
 class Watcher:
-    """What one call of `KeyValueStore.watch` follows."""
+    """What one call of `KeyValueStore.watch` follows.
+
+    ``seen`` is the newest that is known of the store, and ``newest`` asks for it: a member that lags is told apart from
+    a store that went back.
+    """
 
     def __init__(
         self,
         channels: Channels,
-        metadata: Callable[[], Awaitable[tuple[tuple[str, str], ...]]],
+        identity: Identity,
         ranges: Sequence[Range],
         from_revision: int,
+        *,
+        seen: Seen,
+        newest: Callable[[Range], Awaitable[Seen]],
     ) -> None:
         self._channels = channels
-        self._metadata = metadata
+        self._identity = identity
         self._ranges = ranges
         self._next = from_revision
+        self._seen = Seen(seen.cluster, seen.term, max(seen.revision, from_revision - 1))
+        self._newest = newest
         self._failures = 0
         # etcd answers no progress request for a watch that begins in the future, so it begins one revision early.
         self._early = 1
@@ -52,89 +67,119 @@ class Watcher:
     async def batches(self) -> AsyncGenerator[WatchBatch, None]:
         """Batches without end; see `KeyValueStore.watch` for the errors."""
         while True:
-            endpoint = self._channels.endpoint
+            endpoint = ""
             try:
-                async with contextlib.aclosing(self._stream()) as stream:
+                endpoint = await self._channels.connect(_CONNECT_SECONDS)
+                async with contextlib.aclosing(self._stream(self._channels.of(endpoint))) as stream:
                     async for batch in stream:
                         self._failures = 0
-                        if batch.events:
-                            self._next = batch.revision + 1
-                        yield self._wanted(batch)
-            except (_Lost, grpc.aio.AioRpcError) as error:
-                if isinstance(error, grpc.aio.AioRpcError) and error.code() is grpc.StatusCode.PERMISSION_DENIED:
-                    raise failures.of_read(error, endpoint) from error
-                self._channels.rotate(endpoint)
-                self._failures += 1
-                longest = min(_BACKOFF[1], _BACKOFF[0] * 2 ** min(self._failures, 8))
-                await asyncio.sleep(longest * random.uniform(0.5, 1.0))  # noqa: S311 jitter is no secret
+                        yield batch
+            except _Doubt:
+                await self._went_back()
+            except grpc.aio.AioRpcError as error:
+                self._ended(endpoint, error)
+            except (_Lost, TimeoutError):
+                self._channels.failed(endpoint)
+            except StoreError:
+                pass  # no member can be reached: the consumer's own clock decides what that means
+            self._failures += 1
+            longest = min(_BACKOFF[1], _BACKOFF[0] * 2 ** min(self._failures, 8))
+            await asyncio.sleep(longest * random.uniform(0.5, 1.0))  # noqa: S311 jitter is no secret
 
-    async def _stream(self) -> AsyncGenerator[WatchBatch, None]:
-        call = rpc.WatchStub(self._channels.current()).Watch(metadata=(*await self._metadata(), ("hasleader", "true")))
-        reading: asyncio.Task[Any] | None = None
+    async def _stream(self, channel: grpc.aio.Channel) -> AsyncGenerator[WatchBatch, None]:
+        """One stream's batches until it ends by `_Lost`, `_Doubt`, `TimeoutError` or what gRPC raises."""
+        metadata = await self._identity.metadata(channel, _CONNECT_SECONDS)
+        call = rpc.WatchStub(channel).Watch(metadata=(*metadata, ("hasleader", "true")))
         events: list[Event] = []
         try:
-            await asyncio.wait_for(call.write(self._create()), _PROBE_SECONDS * 2)
-            asked = False
-            while True:
-                reading = reading or asyncio.ensure_future(call.read())
-                done, _ = await asyncio.wait({reading}, timeout=_PROBE_SECONDS)
-                if not done:
-                    if asked:
-                        raise _Lost
-                    asked = True
-                    await asyncio.wait_for(
-                        call.write(pb.WatchRequest(progress_request=pb.WatchProgressRequest())), _PROBE_SECONDS
-                    )
-                    continue
-                response, reading, asked = reading.result(), None, False
-                if response is grpc.aio.EOF:
-                    raise _Lost
-                self._refused(response)
-                events.extend(event for event in map(_event, response.events) if event.kv.mod_revision >= self._next)
-                if response.fragment or (response.created and not events):
-                    continue
-                yield WatchBatch(events[-1].kv.mod_revision if events else response.header.revision, tuple(events))
-                events = []
-        except (TimeoutError, asyncio.InvalidStateError) as error:
+            await asyncio.wait_for(call.write(self._create()), _CONNECT_SECONDS)
+            async with contextlib.aclosing(_responses(call)) as responses:
+                async for response in responses:
+                    self._refused(response)
+                    events += [each for each in map(event, response.events) if each.kv.mod_revision >= self._next]
+                    if response.fragment or (response.created and not events):
+                        continue
+                    yield self._batch(response.header.revision, events)
+                    events = []
+        except asyncio.InvalidStateError as error:
             raise _Lost from error
         finally:
             call.cancel()
-            if reading is not None:
-                reading.cancel()
-                with contextlib.suppress(asyncio.CancelledError, grpc.aio.AioRpcError):
-                    await reading
+
+    def _batch(self, revision: int, events: Sequence[Event]) -> WatchBatch:
+        if not events:
+            return WatchBatch(revision)
+        revision = events[-1].kv.mod_revision
+        self._next, self._early = revision + 1, 1
+        return WatchBatch(revision, tuple(each for each in events if self._covers(each.kv.key)))
 
     def _refused(self, response: Any) -> None:
-        if response.canceled and response.compact_revision == self._next and self._early:
-            self._early = 0
-            raise _Lost
-        if response.canceled and response.compact_revision:
-            raise CompactedError(f"revision {self._next} is compacted", compact_revision=int(response.compact_revision))
+        """Raise for whatever is no event or sign of life."""
         if response.canceled:
-            raise StalledError(f"etcd refuses the watch: {response.cancel_reason}", reason="PermissionDenied")
-        if response.header.revision < self._next - 1:
+            self._cancelled(int(response.compact_revision), response.cancel_reason)
+        header = Seen.of(response.header)
+        if response.created and self._seen.is_behind(header):
+            raise _Doubt
+        self._seen = self._seen.joined(header)
+
+    def _cancelled(self, compact_revision: int, reason: str) -> None:
+        if compact_revision == self._next and self._early:
+            self._early = 0
+        elif compact_revision:
+            raise CompactedError(f"revision {self._next} is compacted", compact_revision=compact_revision)
+        elif not self._identity.refused(reason) and (refused := failures.of_cancelled_watch(reason)):
+            raise refused
+        raise _Lost
+
+    def _ended(self, endpoint: str, error: grpc.aio.AioRpcError) -> None:
+        """Raise what trying again cannot help; otherwise move on."""
+        if self._identity.refused(failures.words(error)):
+            return
+        failure = failures.of_read(error, endpoint)
+        if isinstance(failure, StalledError):
+            raise failure from error
+        self._channels.failed(endpoint)
+
+    async def _went_back(self) -> None:
+        """Raise `DivergedError` unless the newest state is as new as what was seen: then only the member lags."""
+        try:
+            newest = await self._newest(self._ranges[0])
+        except StoreError:
+            return
+        if self._seen.is_behind(newest):
             raise DivergedError("etcd went back behind the watched revision", reason="StoreDiverged")
 
     def _create(self) -> Any:
-        keys = [each.key.encode() for each in self._ranges]
-        ends = [prefix_end(each.key).encode() if each.prefix else each.key.encode() + b"\0" for each in self._ranges]
+        firsts, ends = zip(*map(bounds, self._ranges), strict=True)
         create = pb.WatchCreateRequest(
-            key=min(keys), range_end=max(ends), start_revision=max(1, self._next - self._early), fragment=True
+            key=min(firsts), range_end=max(ends), start_revision=max(1, self._next - self._early), fragment=True
         )
         return pb.WatchRequest(create_request=create)
-
-    def _wanted(self, batch: WatchBatch) -> WatchBatch:
-        if len(self._ranges) == 1:
-            return batch
-        return WatchBatch(batch.revision, tuple(event for event in batch.events if self._covers(event.kv.key)))
 
     def _covers(self, key: str) -> bool:
         return any(key.startswith(each.key) if each.prefix else key == each.key for each in self._ranges)
 
 
-def _event(event: Any) -> Event:
-    kv = event.kv
-    key = kv.key.decode("utf-8", "surrogateescape")
-    return Event(
-        KeyValue(key, kv.value, kv.create_revision, kv.mod_revision, kv.lease), deleted=event.type == event.DELETE
-    )
+async def _responses(call: Any) -> AsyncGenerator[Any, None]:
+    """What a stream brings. A silent one is asked for its progress, and is lost when that brings nothing either."""
+    reading: asyncio.Future[Any] | None = None
+    asked = False
+    try:
+        while True:
+            reading = reading or asyncio.ensure_future(call.read())
+            done, _ = await asyncio.wait({reading}, timeout=_PROBE_SECONDS)
+            if done:
+                response, reading, asked = reading.result(), None, False
+                if response is grpc.aio.EOF:
+                    raise _Lost
+                yield response
+            elif asked:
+                raise _Lost
+            else:
+                asked = True
+                progress = pb.WatchRequest(progress_request=pb.WatchProgressRequest())
+                await asyncio.wait_for(call.write(progress), _PROBE_SECONDS)
+    finally:
+        if reading is not None:
+            reading.cancel()
+            await asyncio.gather(reading, return_exceptions=True)
