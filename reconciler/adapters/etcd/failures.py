@@ -122,6 +122,8 @@ def _why(details: str) -> tuple[str, str]:
     for said, text, remedy in _TLS:
         if said.lower() in details.lower():
             return text, remedy
+    if details.endswith("Socket closed"):
+        return "it closes every connection; if it uses TLS, write https:// in etcd.endpoints", ""
     last = details.rpartition("last error: ")[2].rpartition("Failed to connect to remote host: ")[2]
     return last[:200] or "no answer", ""
 
