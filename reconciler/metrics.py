@@ -7,6 +7,8 @@ from datetime import datetime
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from reconciler.core.ports import StoreHealth
+
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.75, 1, 2.5, 5, 10, 30, 60)
 """Buckets around the half second that a change may take."""
 
@@ -65,6 +67,26 @@ class StoreMetrics:
         self.db_size = Gauge("regops_etcd_db_size_bytes", "Size of etcd's database.", registry=registry)
         self.quota = Gauge("regops_etcd_quota_bytes", "etcd's size quota; 0 where it does not tell.", registry=registry)
         self.alarms = Gauge("regops_etcd_alarms", "Alarms that are raised in etcd.", registry=registry)
+        self.info = Gauge(
+            "regops_etcd_info", "1, for the oldest version among the members.", ("version",), registry=registry
+        )
+        self.warnings = Gauge(
+            "regops_etcd_warnings",
+            "What a person should see to, by kind: member, request_limit, size, history.",
+            ("kind",),
+            registry=registry,
+        )
+
+    def observe(self, health: StoreHealth) -> None:
+        """Show what was found."""
+        self.db_size.set(health.db_size)
+        self.quota.set(health.quota)
+        self.alarms.set(len(health.alarms))
+        self.info.clear()
+        self.info.labels(health.version).set(1)
+        kinds = [warning.kind for warning in health.warnings]
+        for kind in ("member", "request_limit", "size", "history"):
+            self.warnings.labels(kind).set(kinds.count(kind))
 
 
 class AgentMetrics:

@@ -183,11 +183,9 @@ async def _watch_health(store: EtcdStore, metrics: StoreMetrics) -> None:
             await asyncio.sleep(RETRY_SECONDS)
             continue
         told = ""
-        metrics.db_size.set(health.db_size)
-        metrics.quota.set(health.quota)
-        metrics.alarms.set(len(health.alarms))
-        for warning in (*health.warnings, *health.alarms):
-            log.warning("etcd needs attention", extra={"finding": warning})
+        metrics.observe(health)
+        for finding in (*(warning.text for warning in health.warnings), *health.alarms):
+            log.warning("etcd needs attention", extra={"finding": finding})
         await asyncio.sleep(HEALTH_INTERVAL)
 
 

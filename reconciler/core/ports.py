@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
 
@@ -332,11 +332,21 @@ class Fence:
 
 
 @dataclass(frozen=True, slots=True)
+class StoreWarning:
+    """Something about etcd that a person should see to. ``kind`` is a metric label: ``member``, ``request_limit``,
+    ``size`` or ``history``; ``text`` names the member and the remedy."""
+
+    kind: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class StoreHealth:
-    """What a server start looks at: see ``docs/operations`` for the thresholds. Sizes in bytes."""
+    """What a server start looks at, of all members: the oldest version, the largest database, the smallest quota (0
+    where etcd does not tell it). Sizes in bytes; ``alarms`` in a person's words."""
 
     version: str
     db_size: int
     quota: int = 0
     alarms: tuple[str, ...] = ()
-    warnings: tuple[str, ...] = field(default_factory=tuple)
+    warnings: tuple[StoreWarning, ...] = ()

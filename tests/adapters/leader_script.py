@@ -1,4 +1,4 @@
-"""A leader in a process of its own, for a test to pause: it prints ``leading``, and tries to write at every input line."""
+"""A leader in a process of its own, for a test to pause: prints ``leading``, and writes at every line of input."""
 
 import asyncio
 import json

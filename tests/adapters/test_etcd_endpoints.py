@@ -124,17 +124,6 @@ async def test_a_link_that_is_slow_to_connect_is_waited_for(proxies: list[Proxy]
         await store.read(Range(prefix))
 
 
-async def test_a_proxy_for_the_way_out_is_none_to_etcd(
-    etcd_server: EtcdServer, prefix: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Where Git is reached by a proxy, gRPC asked that proxy for etcd; etcd's own clients do not."""
-    for name in ("http_proxy", "https_proxy", "grpc_proxy"):
-        monkeypatch.setenv(name, f"http://127.0.0.1:{free_port()}")
-    monkeypatch.delenv("no_proxy", raising=False)
-    async with connected(etcd_server.endpoint) as store:
-        await store.read(Range(prefix))
-
-
 async def test_what_a_server_refuses_before_it_looks_is_not_sent_again_behind_our_back() -> None:
     """gRPC calls it a transparent retry, and does it unless retries are off altogether. (HTTP/2: REFUSED_STREAM.)"""
     streams = 0

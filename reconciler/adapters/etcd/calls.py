@@ -99,13 +99,15 @@ class Calls:
                 self._channels.failed(endpoint)
                 raise failures.of_read(error, endpoint) from error
             try:
-                return await method(channel)(request, timeout=_until(end), metadata=metadata)
+                answer = await method(channel)(request, timeout=_until(end), metadata=metadata)
             except grpc.aio.AioRpcError as error:
                 if self._identity.refused(failures.words(error)) and not last:
                     continue
                 if failures.may_move_on(error):
                     self._channels.failed(endpoint)
                 raise failures.of_write(error, endpoint) from error
+            self._channels.worked(endpoint)
+            return answer
         raise AssertionError("unreachable: the second turn returns or raises")
 
     async def _try(self, method: Method, request: Any, end: float, tried: set[str]) -> Any:
@@ -114,7 +116,7 @@ class Calls:
         channel = self._channels.of(endpoint)
         try:
             metadata = await self._identity.metadata(channel, _until(end))
-            return await method(channel)(request, timeout=_until(end), metadata=metadata)
+            answer = await method(channel)(request, timeout=_until(end), metadata=metadata)
         except (grpc.aio.AioRpcError, TimeoutError) as error:
             failure = failures.of_read(error, endpoint)
             failure.__cause__ = error
@@ -125,6 +127,8 @@ class Calls:
                 self._channels.failed(endpoint)
                 raise _Again(failure) from error
             raise failure from error
+        self._channels.worked(endpoint)
+        return answer
 
 
 def _until(end: float) -> float:

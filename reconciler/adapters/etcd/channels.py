@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Collection, Sequence
 from pathlib import Path
+from time import monotonic
 from urllib.parse import urlsplit
 
 import grpc
@@ -24,6 +25,8 @@ MAX_MESSAGE = 64 * 1024 * 1024
 _WHY_SECONDS = 0.2
 _STAGGER_SECONDS = 0.15
 """Lead of each member over the next in connecting, so that all clients together do not connect to every member."""
+_SUSPECT_SECONDS = 15.0
+"""A little longer than gRPC's keepalive takes to find a dead connection."""
 _OPTIONS = (
     ("grpc.max_receive_message_length", MAX_MESSAGE),
     ("grpc.max_send_message_length", MAX_MESSAGE),
@@ -55,6 +58,7 @@ class Channels:
         self._open: dict[str, tuple[grpc.aio.Channel, tuple[bytes | None, ...]]] = {}
         self._closing: set[asyncio.Task[None]] = set()
         self._index = 0
+        self._suspects: dict[str, float] = {}  # endpoint → until when its open connection proves nothing
 
     def __len__(self) -> int:
         return len(self._endpoints)
@@ -85,8 +89,10 @@ class Channels:
         reasons when none comes up within ``seconds``.
         """
         order = [each for each in self._in_order() if each not in avoid] or self._in_order()
+        order.sort(key=self._is_suspect)  # stable: otherwise the order stays
         for endpoint in order:
-            if self.of(endpoint).get_state() is grpc.ChannelConnectivity.READY:
+            up = self.of(endpoint).get_state() is grpc.ChannelConnectivity.READY
+            if up and not (self._is_suspect(endpoint) and len(order) > 1):
                 return self._use(endpoint)
         waits = {asyncio.ensure_future(self._up(each, index)): each for index, each in enumerate(order)}
         try:
@@ -101,9 +107,17 @@ class Channels:
         raise await self._unreachable(order)
 
     def failed(self, endpoint: str) -> None:
-        """Use the next endpoint, unless somebody has moved on from this one already."""
+        """Use the next endpoint, unless somebody has moved on from this one already.
+
+        A member that hangs keeps its connections, so for a while an open one does not speak for it.
+        """
+        self._suspects[endpoint] = monotonic() + _SUSPECT_SECONDS
         if endpoint == self._endpoints[self._index]:
             self._index = (self._index + 1) % len(self._endpoints)
+
+    def worked(self, endpoint: str) -> None:
+        """It has answered: whatever was suspected is over."""
+        self._suspects.pop(endpoint, None)
 
     async def aclose(self) -> None:
         """Close every channel; calls under way end with an error."""
@@ -127,6 +141,9 @@ class Channels:
         if given and plain:
             remedy = f"Write https:// in etcd.endpoints, or leave {given[0]} away."
             raise _unusable(f"{given[0]} is set, and {plain} uses no TLS", remedy)
+
+    def _is_suspect(self, endpoint: str) -> bool:
+        return monotonic() < self._suspects.get(endpoint, 0.0)
 
     def _in_order(self) -> list[str]:
         return [*self._endpoints[self._index :], *self._endpoints[: self._index]]

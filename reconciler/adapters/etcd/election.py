@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from time import monotonic
 
-from reconciler.core.errors import DivergedError, RegopsError, TransientError
+from reconciler.core.errors import DivergedError, RegopsError
 from reconciler.core.ports import Compare, Fence, KeyValueStore, Put, Range, Target, Transaction
 
 log = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ class Leadership:
                 sent = monotonic()
                 try:
                     held = await self._renew()
-                except TransientError as error:
+                except RegopsError as error:
                     log.warning("lease not renewed", extra={"reason": error.reason, "error": str(error)})
                     pause = self._ttl / 10
                     continue

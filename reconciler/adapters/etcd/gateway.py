@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Sequence
 from functools import partial
@@ -136,7 +137,8 @@ async def _renew_once(channel: grpc.aio.Channel, request: Any, *, timeout: float
     """Renewing is a stream in etcd's API: one question and one answer of it."""
     call = rpc.LeaseStub(channel).LeaseKeepAlive(timeout=timeout, metadata=metadata)
     try:
-        await call.write(request)
+        with contextlib.suppress(asyncio.InvalidStateError):  # it has ended already: reading tells how
+            await call.write(request)
         return await call.read()
     finally:
         call.cancel()

@@ -14,7 +14,7 @@ from reconciler.adapters.etcd._pb import etcd_pb2 as pb
 from reconciler.adapters.etcd._pb import etcd_pb2_grpc as rpc
 from reconciler.adapters.etcd.calls import Calls
 from reconciler.core.errors import RegopsError, StalledError
-from reconciler.core.ports import Range, StoreHealth
+from reconciler.core.ports import Range, StoreHealth, StoreWarning
 
 _OLDEST = (3, 5)
 _REQUEST_BYTES = 2_097_152
@@ -30,9 +30,9 @@ _ALARMS = {
 
 async def examine(calls: Calls, endpoints: Sequence[str], seconds: float) -> StoreHealth:
     """Ask every member. Raises `StalledError` for one that is too old, and when none answers the first one's error."""
-    found = await asyncio.gather(*(_ask(calls, endpoint, seconds) for endpoint in endpoints))
-    answers = {each: got for each, got in zip(endpoints, found, strict=True) if not isinstance(got, RegopsError)}
-    silent = {each: got for each, got in zip(endpoints, found, strict=True) if isinstance(got, RegopsError)}
+    asked = await asyncio.gather(*(_ask(calls, endpoint, seconds) for endpoint in endpoints))
+    answers = {each: got for each, got in zip(endpoints, asked, strict=True) if not isinstance(got, RegopsError)}
+    silent = {each: got for each, got in zip(endpoints, asked, strict=True) if isinstance(got, RegopsError)}
     if not answers:
         raise next(iter(silent.values()))
     for endpoint, status in answers.items():
@@ -40,19 +40,16 @@ async def examine(calls: Calls, endpoints: Sequence[str], seconds: float) -> Sto
             raise StalledError(
                 f"etcd {status.version} at {endpoint} is too old", reason="EtcdTooOld", remedy="Run etcd 3.5 or newer."
             )
+    silence = [f"etcd member {endpoint} does not answer: {error}" for endpoint, error in silent.items()]
     limits = await asyncio.gather(*(_request_limit(calls, each, seconds) for each in answers))
-    sizes = [warning for endpoint, status in answers.items() if (warning := _size(endpoint, status))]
+    sizes = [_size(endpoint, status) for endpoint, status in answers.items()]
+    texts = {"member": silence, "request_limit": limits, "size": sizes, "history": [await _history(calls, seconds)]}
     return StoreHealth(
         version=min((status.version for status in answers.values()), key=_numbers),
         db_size=max(status.dbSize for status in answers.values()),
         quota=min(status.dbSizeQuota for status in answers.values()),
         alarms=tuple(sorted({_alarm(said) for status in answers.values() for said in status.errors})),
-        warnings=(
-            *(f"etcd member {endpoint} does not answer: {error}" for endpoint, error in silent.items()),
-            *filter(None, limits),
-            *sizes,
-            *await _history(calls, seconds),
-        ),
+        warnings=tuple(StoreWarning(kind, text) for kind, found in texts.items() for text in found if text),
     )
 
 
@@ -70,7 +67,9 @@ async def _request_limit(calls: Calls, endpoint: str, seconds: float) -> str:
     Asked by a read of a very long key, as large as the largest message that the wanted limit lets through: a write
     would go through etcd's log, 2 MB each time.
     """
-    request = wire.reading([Range("\0" * (_REQUEST_BYTES + _OVERHEAD_BYTES - 64), keys_only=True)])
+    length = _REQUEST_BYTES + _OVERHEAD_BYTES
+    length -= _long_read(length).ByteSize() - length  # what the encoding adds
+    request = _long_read(length)
     try:
         await calls.ask_at(endpoint, lambda each: rpc.KVStub(each).Txn, request, seconds)
     except RegopsError as error:
@@ -84,20 +83,23 @@ async def _request_limit(calls: Calls, endpoint: str, seconds: float) -> str:
     return ""
 
 
-async def _history(calls: Calls, seconds: float) -> tuple[str, ...]:
+def _long_read(length: int) -> Any:
+    return wire.reading([Range("\0" * length, keys_only=True)])
+
+
+async def _history(calls: Calls, seconds: float) -> str:
     """A warning for an etcd that keeps every revision it ever had."""
     try:
         now = await calls.ask(_txn, wire.reading([Range("/", keys_only=True)]), seconds)
         if now.header.revision < _MANY_REVISIONS:
-            return ()
+            return ""
         await calls.ask(_txn, wire.reading([Range("/", keys_only=True)], 2), seconds)
     except RegopsError:
-        return ()  # compacted, as it should be; or a user who may not read that key, or an etcd that is just gone
-    warning = (
+        return ""  # compacted, as it should be; or a user who may not read that key, or an etcd that is just gone
+    return (
         f"etcd was never compacted and keeps all of its {now.header.revision} revisions: start every member with "
         "--auto-compaction-mode periodic --auto-compaction-retention 1h"
     )
-    return (warning,)
 
 
 def _txn(channel: grpc.aio.Channel) -> Any:

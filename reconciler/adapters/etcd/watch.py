@@ -33,6 +33,10 @@ class _Lost(Exception):  # noqa: N818 never leaves this module
     """The stream ended; another one goes on where it stopped."""
 
 
+class _Anew(Exception):  # noqa: N818 the same
+    """Another stream of the same member is needed, and nothing is wrong with it."""
+
+
 class _Doubt(Exception):  # noqa: N818 the same
     """The member is behind what was seen: it lags, or the store went back."""
 
@@ -80,8 +84,8 @@ class Watcher:
                 self._ended(endpoint, error)
             except (_Lost, TimeoutError):
                 self._channels.failed(endpoint)
-            except StoreError:
-                pass  # no member can be reached: the consumer's own clock decides what that means
+            except (_Anew, StoreError):
+                pass  # while no member can be reached, the consumer's own clock decides what that means
             self._failures += 1
             longest = min(_BACKOFF[1], _BACKOFF[0] * 2 ** min(self._failures, 8))
             await asyncio.sleep(longest * random.uniform(0.5, 1.0))  # noqa: S311 jitter is no secret
@@ -123,13 +127,15 @@ class Watcher:
         self._seen = self._seen.joined(header)
 
     def _cancelled(self, compact_revision: int, reason: str) -> None:
+        """Raise what a stream that etcd has ended means."""
         if compact_revision == self._next and self._early:
             self._early = 0
-        elif compact_revision:
+            raise _Anew
+        if compact_revision:
             raise CompactedError(f"revision {self._next} is compacted", compact_revision=compact_revision)
-        elif not self._identity.refused(reason) and (refused := failures.of_cancelled_watch(reason)):
-            raise refused
-        raise _Lost
+        if self._identity.refused(reason):
+            raise _Anew
+        raise failures.of_cancelled_watch(reason) or _Lost
 
     def _ended(self, endpoint: str, error: grpc.aio.AioRpcError) -> None:
         """Raise what trying again cannot help; otherwise move on."""
