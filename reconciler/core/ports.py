@@ -303,7 +303,8 @@ class KeyValueStore(Protocol):
         """Events of these ranges from ``from_revision`` on, resumed across reconnects from the last delivered one, no
         gap and no repeat. Ends only by raising: `CompactedError` (read again), `DivergedError` (the store went back),
         `StalledError` (permission). Sends an empty batch at least every few seconds while connected; while it cannot
-        connect it sends nothing and keeps trying (the consumer decides by its own clock when that is stale)."""
+        connect it sends nothing and keeps trying (the consumer decides by its own clock when that is stale).
+        Cancelling the wait for a batch ends the watch."""
         ...
 
     async def grant(self, ttl: int) -> int:

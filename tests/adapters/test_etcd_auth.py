@@ -61,10 +61,10 @@ async def first(store: EtcdStore, key: str, revision: int = 1) -> WatchBatch:
 
 
 async def end_tokens(server: EtcdServer) -> None:
-    """Change something about users: every token that was given before is of an old revision."""
+    """Set the password anew: etcd forgets every token that the user has."""
     answer = await asyncio.to_thread(server.post, "auth/authenticate", {"name": "root", "password": "secret"})
-    name = f"role-{asyncio.get_running_loop().time()}"
-    await asyncio.to_thread(server.post, "auth/role/add", {"name": name}, str(answer["token"]))
+    change = {"name": "regops", "password": "secret"}
+    await asyncio.to_thread(server.post, "auth/user/changepw", change, str(answer["token"]))
 
 
 async def test_a_user_reads_writes_watches_and_leads_within_its_role(users: EtcdServer) -> None:
@@ -120,7 +120,7 @@ async def test_a_user_for_an_etcd_without_users_is_not_needed(etcd_server: EtcdS
         assert (await store.read(Range(prefix))).ranges[0][0].value == b"1"
 
 
-async def test_a_token_of_an_old_revision_is_replaced(users: EtcdServer) -> None:
+async def test_a_token_that_etcd_has_forgotten_is_replaced(users: EtcdServer) -> None:
     """A write that is refused for its token surely did not happen: it is sent with a new one."""
     async with connected(users) as store:
         await store.commit(put(b"0"))

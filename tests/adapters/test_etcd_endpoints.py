@@ -8,11 +8,13 @@ import socket
 import time
 from collections.abc import AsyncIterator, Iterator
 
+import grpc
 import pytest
 from fixtures.etcd import EtcdServer, free_port
 from fixtures.proxy import Mode, Proxy, proxy_to
+from fixtures.scripted import Script, scripted_etcd
 
-from reconciler.adapters.etcd import EtcdStore
+from reconciler.adapters.etcd import EtcdStore, failures
 from reconciler.core.errors import StalledError, StoreError, UnknownOutcomeError
 from reconciler.core.ports import Put, Range, Transaction
 
@@ -118,14 +120,16 @@ async def test_when_nobody_answers_a_call_ends_by_its_deadline_and_says_why(prox
 
 async def test_a_link_that_is_slow_to_connect_is_waited_for(proxies: list[Proxy], prefix: str) -> None:
     """A setting of gRPC that sounds like a pause between attempts is the time that each may take: it was 100 ms, so a
-    member in another datacentre could never be reached."""
+    member in another datacentre was given up again and again."""
     proxies[0].delay = 0.15
     async with connected(proxies[0].endpoint, read_timeout=5) as store:
         await store.read(Range(prefix))
+    assert proxies[0].connections == 1
 
 
 async def test_what_a_server_refuses_before_it_looks_is_not_sent_again_behind_our_back() -> None:
-    """gRPC calls it a transparent retry, and does it unless retries are off altogether. (HTTP/2: REFUSED_STREAM.)"""
+    """gRPC calls it a transparent retry, and does it unless retries are off altogether: here for a stream that a server
+    on its way out (HTTP/2: GOAWAY) says not to have seen."""
     streams = 0
     gone = asyncio.Event()
 
@@ -141,7 +145,7 @@ async def test_what_a_server_refuses_before_it_looks_is_not_sent_again_behind_ou
                     writer.write(b"\0\0\0\4\1\0\0\0\0")  # SETTINGS acknowledged
                 if head[3] == 1:
                     streams += 1
-                    writer.write(b"\0\0\4\3\0" + head[5:9] + (7).to_bytes(4, "big"))  # RST_STREAM, REFUSED_STREAM
+                    writer.write(b"\0\0\x08\7" + bytes(5 + 8))  # GOAWAY, no stream was seen
         writer.close()
         gone.set()
 
@@ -182,3 +186,25 @@ def test_an_endpoint_that_cannot_be_one_is_refused_with_the_name_of_the_setting(
 def test_no_endpoints_at_all_are_refused() -> None:
     with pytest.raises(StalledError, match="REGOPS_ETCD_ENDPOINTS"):
         EtcdStore([])
+
+
+async def test_a_renewal_that_ends_without_an_answer_does_not_say_that_the_lease_is_gone() -> None:
+    """A leader would stop leading for it."""
+    async with scripted_etcd(Script()) as etcd, connected(etcd.endpoint) as store:
+        with pytest.raises(StoreError):
+            await store.keep_alive(1)
+
+
+@pytest.mark.parametrize(
+    ("words", "kind"),
+    [
+        ("failed to connect to all addresses; last error: UNKNOWN: ipv4:127.0.0.1:1: Connection refused", StoreError),
+        ("errors resolving etcd-0:2379: Domain name not found", StoreError),
+        ("recvmsg:Connection reset by peer", UnknownOutcomeError),
+        ("Socket closed", UnknownOutcomeError),
+    ],
+)
+def test_a_write_whose_connection_is_lost_is_unknown_unless_it_surely_never_left(words: str, kind: type) -> None:
+    nothing = grpc.aio.Metadata()
+    lost = grpc.aio.AioRpcError(grpc.StatusCode.UNAVAILABLE, nothing, nothing, words)
+    assert type(failures.of_write(lost, "http://127.0.0.1:1")) is kind

@@ -13,6 +13,8 @@ from fixtures.proxy import Mode, proxy_to
 from fixtures.scripted import Script, scripted_etcd
 
 from reconciler.adapters.etcd import EtcdStore
+from reconciler.adapters.etcd._pb import etcd_pb2 as pb
+from reconciler.adapters.etcd._pb import mvcc_pb2 as mvcc
 from reconciler.core.errors import DivergedError
 from reconciler.core.ports import Put, Range, Transaction, WatchBatch
 
@@ -62,6 +64,26 @@ async def test_nothing_is_lost_or_repeated_over_many_reset_connections(etcd_serv
             group.create_task(write())
             assert await following(batches, len(values)) == values
         assert proxy.connections > 10
+
+
+async def test_a_watch_resumes_after_what_was_delivered_and_not_at_the_header() -> None:
+    """While a watch catches up the header already has the store's newest revision: clients that resumed from there lost
+    2,000 of 3,000 events. And a revision whose events have not all arrived counts for nothing."""
+    script = Script(revision=30, watch_revision=30)
+
+    def events(*revisions: int, fragment: bool = False) -> object:
+        changes = [mvcc.Event(kv=mvcc.KeyValue(key=b"/k", value=b"%d" % n, mod_revision=n)) for n in revisions]
+        return pb.WatchResponse(header=script.header(30), events=changes, fragment=fragment)
+
+    script.streams = [[events(11, 12)], [events(13, 14, fragment=True)], [events(13, 14, fragment=True), events(14)]]
+    async with (
+        scripted_etcd(script) as etcd,
+        connected(etcd.endpoint) as store,
+        store.watch(Range("/k"), from_revision=11) as batches,
+    ):
+        assert await following(batches, 5) == [b"11", b"12", b"13", b"14", b"14"]
+        assert (await asyncio.wait_for(anext(batches), PATIENCE)).revision == 30
+    assert etcd.starts == [10, 12, 12, 14]  # each one revision early
 
 
 async def test_a_watch_moves_on_from_a_member_that_hangs(etcd_server: EtcdServer, prefix: str) -> None:

@@ -231,16 +231,17 @@ async def test_one_large_revision_arrives_as_one_batch(world: World, prefix: str
     neither: a batch has all events of its revisions."""
     start = (await world.store.read(Range(prefix))).revision
     for _ in range(4):
-        await world.store.commit(put(*((f"{prefix}{n}", b"x" * 900_000) for n in range(2))))
+        await world.store.commit(put(*((f"{prefix}{n}", b"x" * 600_000) for n in range(3))))
     async with world.store.watch(Range(prefix, prefix=True), from_revision=start + 1) as batches:
         seen: list[WatchBatch] = []
-        while sum(len(batch.events) for batch in seen) < 8:
-            seen.append(await asyncio.wait_for(anext(batches), PATIENCE))
+        async with asyncio.timeout(PATIENCE):
+            while sum(len(batch.events) for batch in seen) < 12:
+                seen.append(await anext(batches))
     for batch in seen:
         revisions = [event.kv.mod_revision for event in batch.events]
-        assert all(revisions.count(revision) == 2 for revision in revisions)
+        assert all(revisions.count(revision) == 3 for revision in revisions)
         assert not revisions or batch.revision == revisions[-1]
-        assert all(len(event.kv.value) == 900_000 for event in batch.events)
+        assert all(len(event.kv.value) == 600_000 for event in batch.events)
 
 
 @pytest.mark.parametrize("ahead", [0, 1])
@@ -318,6 +319,7 @@ async def test_a_write_under_a_lease_that_is_gone_surely_did_not_happen(world: W
 async def collect(batches: AsyncIterator[WatchBatch], count: int) -> list[Event]:
     """The first ``count`` events, and those of the same batch."""
     found: list[Event] = []
-    while len(found) < count:
-        found += (await asyncio.wait_for(anext(batches), PATIENCE)).events
+    async with asyncio.timeout(PATIENCE):
+        while len(found) < count:
+            found += (await anext(batches)).events
     return found

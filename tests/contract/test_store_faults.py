@@ -254,6 +254,7 @@ async def test_a_full_etcd_refuses_puts_until_there_is_room(faults: Faults) -> N
 async def collect(batches: AsyncIterator[WatchBatch], count: int) -> list[bytes]:
     """The values of the first ``count`` events."""
     found: list[bytes] = []
-    while len(found) < count:
-        found += [event.kv.value for event in (await asyncio.wait_for(anext(batches), PATIENCE)).events]
+    async with asyncio.timeout(PATIENCE):
+        while len(found) < count:
+            found += [event.kv.value for event in (await anext(batches)).events]
     return found
