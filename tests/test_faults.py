@@ -17,7 +17,6 @@ from fixtures.git import Remote
 from fixtures.host import Host
 from fixtures.opa import find_opa
 
-from reconciler.adapters.git import Access
 from reconciler.adapters.opa import OpaCompiler
 from reconciler.core.conditions import Condition
 from reconciler.settings import LoopSettings
@@ -62,7 +61,7 @@ def follow(
 
     def make(remote: Host | Remote, endpoint: str = etcd_server.endpoint, **more: object) -> Engine:
         if isinstance(remote, Host):
-            more = {"poll": 0.5, "access": Access(protocols=("http",)), **more}
+            more = {"poll": 0.5, **more}
         return Engine(tmp_path / "server", endpoint, prefix, compiler, remote.url, **more)  # type: ignore[arg-type]
 
     (tmp_path / "server").mkdir()

@@ -38,7 +38,10 @@ _TIED: Final = """
 import ctypes, os, signal, sys
 ctypes.CDLL(None).prctl(1, signal.SIGKILL)
 if os.getppid() == int(sys.argv[1]):
-    os.execv(sys.argv[2], sys.argv[2:])
+    try:
+        os.execv(sys.argv[2], sys.argv[2:])
+    except OSError as error:
+        sys.exit(f"{sys.argv[2]}: {error.strerror}")
 """
 """Becomes the command in its arguments, which then dies with the process that started it (prctl(2),
 PR_SET_PDEATHSIG), also when that one is killed: nobody else would ever end it."""
