@@ -35,7 +35,7 @@ class LoopMetrics:
         )
         self.stage_seconds = Histogram(
             "regops_stage_seconds",
-            "Duration of the stages of passes that wrote: fetch, validate, apply, and total from the trigger.",
+            "Duration of the stages of passes that wrote: fetch, validate, apply, total (from the trigger).",
             ("stage",),
             registry=registry,
             buckets=SECONDS,

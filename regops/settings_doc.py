@@ -22,8 +22,8 @@ name is an error that suggests the right one.
       endpoints: [https://etcd-0:2379, https://etcd-1:2379]
 
 Other variables: `REGOPS_CONFIG` (the file), `REGOPS_STATE` (folder of a running `regops dev`), `REGOPS_SERVER` (URL of
-a server that commands ask), `REGOPS_LOG_LEVEL` (of `server` and `agent`: debug, info, warning, error), `REGOPS_ETCD`
-and `REGOPS_OPA` (executables for `regops dev` and the tests).
+a server that commands ask), `REGOPS_TOKEN` (the token that they show to it), `REGOPS_LOG_LEVEL` (of `server` and
+`agent`: debug, info, warning, error), `REGOPS_ETCD` and `REGOPS_OPA` (executables for `regops dev` and the tests).
 """
 
 
