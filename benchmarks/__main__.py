@@ -1,64 +1,63 @@
-"""``python -m benchmarks [--quick]``: print the tables and write them, with machine and versions, to ``results/``."""
+"""``python -m benchmarks [SECTION …] [--quick]``: print tables, and write them to ``benchmarks/results/``."""
 
 from __future__ import annotations
 
+import argparse
 import asyncio
-import os
-import platform
-import statistics
-import subprocess
 import sys
-from pathlib import Path
+import time
+from collections.abc import Awaitable, Callable
 
-from benchmarks import propagation
-from regops import toolchain
+from benchmarks import memory, passes, propagation, served
+from benchmarks.report import Table
 
-RESULTS = Path(__file__).parent / "results"
+Section = Callable[[bool], Awaitable[Table]]
+SECTIONS: dict[str, tuple[str, Section]] = {
+    "propagation": (
+        "git push returned → OPA decides by the new rule, beside the floor",
+        lambda quick: propagation.propagation(*(((10,), 5) if quick else (propagation.SIZES, propagation.COMMITS))),
+    ),
+    "first-sync": (
+        "first sync into an empty etcd, beside bare transactions",
+        lambda quick: passes.first_sync((100,) if quick else (1000,), 1 if quick else 3),
+    ),
+    "passes": (
+        "a pass with nothing to do, and with one change",
+        lambda quick: passes.passes((100,) if quick else (100, 1000), 5 if quick else 30),
+    ),
+    "served": (
+        "applied written → bundle served by the agent",
+        lambda quick: served.served((10,) if quick else (10, 100, 400, 1000), 5 if quick else 20),
+    ),
+    "memory": ("memory of server and agent", lambda quick: memory.memory((100,) if quick else (100, 1000))),
+    "growth": ("memory over many passes", lambda quick: passes.growth(100, 100 if quick else 1000)),
+}
 
 
 def main() -> None:
-    quick = "--quick" in sys.argv[1:]
-    lines = [*_machine(), ""]
-    lines += ["Propagation: `git push` returned → OPA decides by the new rule, ms; floor: the same bundle, bare server"]
-    lines += [
-        "",
-        "| policies | commits | p50 | p95 | max | floor p50 | floor p95 | p95 above the floor |",
-        "|" + "---|" * 8,
-    ]
-    for size in (10,) if quick else propagation.SIZES:
-        print(f"propagation with {size} policies …", flush=True)
-        ours, bare = asyncio.run(propagation.measure(size, 5 if quick else propagation.COMMITS))
-        times = [_p(ours, 50), _p(ours, 95), max(ours), _p(bare, 50), _p(bare, 95)]
-        above = (_p(ours, 95) - _p(bare, 95)) * 1000
-        cells = [str(size), str(len(ours)), *(f"{seconds * 1000:.0f}" for seconds in times), f"{above:+.0f}"]
-        lines.append(f"| {' | '.join(cells)} |")
-    text = "\n".join(lines) + "\n"
-    print(text)
-    if not quick:
-        RESULTS.mkdir(exist_ok=True)
-        (RESULTS / "propagation.md").write_text(text)
+    """Run the sections that are named, all of them by default."""
+    parser = argparse.ArgumentParser(
+        prog="make bench ARGS=…",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Measure regops on this machine, on real etcd, OPA and Git. About ten minutes in all.",
+        epilog="Sections:\n" + "\n".join(f"  {name:12} {says}" for name, (says, _) in SECTIONS.items()),
+    )
+    parser.add_argument("sections", nargs="*", metavar="SECTION", help="which to run; all by default")
+    parser.add_argument("--quick", action="store_true", help="a minute, to see that it works; writes no results")
+    options = parser.parse_args()
+    unknown = [name for name in options.sections if name not in SECTIONS]
+    if unknown:
+        parser.error(f"{', '.join(unknown)}: no such section; there are {', '.join(SECTIONS)}")
+    for name in options.sections or SECTIONS:
+        began = time.monotonic()
+        print(f"bench: {name}: {SECTIONS[name][0]} …", file=sys.stderr, flush=True)
+        table = asyncio.run(_run(SECTIONS[name][1], quick=options.quick))
+        table.publish(keep=not options.quick)
+        print(f"bench: {name} took {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
 
 
-def _machine() -> list[str]:
-    versions = ", ".join(_version(name, word) for name, word in (("opa", "version"), ("etcd", "--version")))
-    git = subprocess.run(["git", "--version"], capture_output=True, text=True, check=False).stdout.strip()
-    return [
-        f"{os.cpu_count()} cores, {platform.platform()}, Python {platform.python_version()}, {git}",
-        versions,
-        "Command: `make bench`",
-    ]
-
-
-def _version(name: str, word: str) -> str:
-    tool = toolchain.find(name)
-    if tool is None:
-        return f"no {name}"
-    said = subprocess.run([str(tool), word], capture_output=True, text=True, check=False).stdout
-    return f"{name} {said.splitlines()[0].rpartition(' ')[2]}"
-
-
-def _p(values: list[float], percent: int) -> float:
-    return statistics.quantiles(values, n=100, method="inclusive")[percent - 1]
+async def _run(section: Section, *, quick: bool) -> Table:
+    return await section(quick)
 
 
 if __name__ == "__main__":
