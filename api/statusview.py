@@ -42,7 +42,7 @@ class Observed:
 
 
 def status_document(seen: Observed, source: Mapping[str, str], now: datetime) -> dict[str, Any]:
-    """The document of section "Status" in docs/architecture.md; revisions as ``<branch>@sha1:<commit>``."""
+    """The document of "The status document" in docs/operations.md; revisions as ``<branch>@sha1:<commit>``."""
     agents = [receipt for receipt in seen.receipts if not _forgotten(receipt, seen, now)]
     record = seen.record
     conditions = (*_conditions(seen, now), _healthy(seen, agents, now))

@@ -13,7 +13,7 @@ from typing import ClassVar
 class RegopsError(Exception):
     """Base of every error that regops raises on purpose.
 
-    ``reason`` is a PascalCase word of the status vocabulary (DESIGN section 9) and ends up in conditions and metric
+    ``reason`` is a PascalCase word of the status vocabulary (docs/operations.md) and ends up in conditions and metric
     labels, so it is part of the API. ``remedy`` says, in one sentence, what a person can do; it may be empty.
     """
 

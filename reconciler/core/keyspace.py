@@ -1,4 +1,4 @@
-"""Names of the keys in etcd (DESIGN section 4): pure string work, the only place that knows the layout."""
+"""Names of the keys in etcd (docs/architecture.md): pure string work, the only place that knows the layout."""
 
 from __future__ import annotations
 

@@ -64,13 +64,16 @@ def plan(target: Target, folder: Path | None, commit: str | None, *, exit_code: 
             return head, live, planned, held
 
     head, live, planned, held = asyncio.run(run())
-    click.echo(_as_json(head, live, planned, held) if as_json else _as_text(head, live, planned, held))
+    if folder is not None and commit is None:
+        head = ""  # files have no commit; the one that stands for them is nobody's
+    what = f"Commit {head}" if head else f"Files in {folder}"
+    click.echo(_as_json(head, live, planned, held) if as_json else _as_text(what, live, planned, held))
     if exit_code and (planned.changes or held):
         raise SystemExit(2)
 
 
-def _as_text(head: str, live: LiveState, planned: Plan, held: Mapping[str, Held]) -> str:
-    lines = [f"Commit {head}, {len(live.written())} policies live"]
+def _as_text(what: str, live: LiveState, planned: Plan, held: Mapping[str, Held]) -> str:
+    lines = [f"{what}; {len(live.written())} policies live"]
     if live.suspended:
         lines.append("Suspended: a sync would change nothing until `regops resume`")
     if planned.changes:
@@ -85,7 +88,7 @@ def _as_text(head: str, live: LiveState, planned: Plan, held: Mapping[str, Held]
 
 def _as_json(head: str, live: LiveState, planned: Plan, held: Mapping[str, Held]) -> str:
     document: dict[str, Any] = {
-        "commit": head,
+        "commit": head or None,
         "suspended": live.suspended is not None,
         "policies": {"live": len(live.written())},
         "changes": [

@@ -88,7 +88,7 @@ def test_status_has_every_field_of_the_vocabulary(dev: Dev) -> None:
 
 def test_plan_of_a_folder_names_each_change_and_what_would_be_held(dev: Dev, clone: Path) -> None:
     lines = told(dev, "plan", "--folder", str(clone)).splitlines()
-    assert lines[0].endswith("5 policies live")
+    assert lines[0] == f"Files in {clone}; 5 policies live"
     table = [line.split() for line in lines if line.startswith("projects/")]
     assert ["projects/new", "create", "commit", "-"] in [row[:4] for row in table]
     assert ["projects/orders", "update", "commit"] in [row[:3] for row in table]
