@@ -13,8 +13,9 @@ from typing import Protocol, Self
 
 from api.problems import ProblemError
 
-_TAG = re.compile(r'(W/)?("[\x21\x23-\x7e\x80-\xff]*")')
-_ELEMENT = re.compile(r"[ \t]*(?:" + _TAG.pattern + r")?[ \t]*(?:,|\Z)")
+_ELEMENT = re.compile(r'[ \t]*+(?:(W/)?("[^\x00-\x20"\x7f]*+"))?[ \t]*+(?:,|\Z)')
+"""One list element, maybe empty (RFC 9110 sections 5.6.1 and 8.8.3). Possessive, so that a header as long as the server
+takes costs no more than its length; aiohttp gives bytes beyond ASCII as any character."""
 
 
 class Headers(Protocol):
@@ -104,7 +105,10 @@ class Preconditions:
             return
         if current in tags.weak:
             raise _conflict("If-Match compares strongly (RFC 9110): leave out W/", current)
-        raise _conflict("the policy has changed: read it again, then repeat the change on the new version", current)
+        raise _conflict(
+            "the branch has another version of the policy: read it with ?ref=head, then repeat the change on that one",
+            current,
+        )
 
 
 def _conflict(message: str, current: str | None) -> ProblemError:
