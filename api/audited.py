@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+import secrets
+from dataclasses import dataclass, field
 from typing import Final
 
 from aiohttp import web
@@ -28,6 +29,7 @@ class Attempt:
     etag_before: str | None = None
     etag_after: str | None = None
     commit: str | None = None
+    id: str = field(default_factory=lambda: secrets.token_hex(8))
 
 
 ATTEMPT = web.RequestKey("attempt", Attempt)
@@ -57,6 +59,17 @@ class Auditor:
 
     async def record(self, request: web.Request, attempt: Attempt, result: str, request_id: str) -> None:
         """Never fails: what could not be logged stays in the journal, and is counted."""
+        if self._emit(request, attempt, result, request_id):
+            await self._journal.logged(attempt.id)
+
+    def cut_off(self, request: web.Request, attempt: Attempt, request_id: str) -> None:
+        """The request was ended with the server. What became of a commit that was sent is told from the journal when
+        a server starts again."""
+        if attempt.result is not None or not self._journal.is_open(attempt.id):
+            self._emit(request, attempt, "cut_off", request_id)
+            self._journal.close(attempt.id)
+
+    def _emit(self, request: web.Request, attempt: Attempt, result: str, request_id: str) -> bool:
         event = AuditEvent(
             actor=attempt.actor,
             action=attempt.action,
@@ -70,9 +83,9 @@ class Auditor:
         )
         try:
             self._sink.emit(event)
-            await self._journal.logged(request_id)
         except RegopsError as error:
             self._metrics.audit_failures.inc()
             log.warning("audit event not written", extra={"request_id": request_id, "reason": error.reason})
-        else:
-            self._metrics.audit_events.labels(event.action, event.result).inc()
+            return False
+        self._metrics.audit_events.labels(event.action, event.result).inc()
+        return True

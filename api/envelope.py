@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 import secrets
@@ -54,6 +55,10 @@ async def _answer(request: web.Request, handler: Handler, request_id: str) -> tu
             if attempt is not None:
                 attempt.actor = caller.sub
         response = await handler(request)
+    except asyncio.CancelledError:
+        if attempt is not None:
+            request.app[keys.AUDITOR].cut_off(request, attempt, request_id)
+        raise
     except Exception as error:
         problem = problem_of(error)
         if problem is None:

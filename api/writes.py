@@ -6,7 +6,7 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
 from aiohttp import web
@@ -23,7 +23,7 @@ from api.requests import authorized, caller_of, choice, flag, policy_of, seconds
 from reconciler.core.errors import RefusalError
 from reconciler.core.model import DATA_FILE, REGO_FILE, BlobIds, Content, PolicyName
 from reconciler.core.ports import Range
-from reconciler.edits import Current, KeyHash, Preview, Write, Written
+from reconciler.edits import Current, KeyHash, OutcomeUnknownError, Preview, Write, Written
 from reconciler.idempotency import ANSWER_BYTES, Answer, Claim, KeyOf
 
 LIVE_SECONDS: Final = 5.0
@@ -163,8 +163,13 @@ async def _claimed(request: web.Request, policy: PolicyName, decide: Decide, key
 
 
 async def _run(request: web.Request, policy: PolicyName, decide: Decide, key: KeyHash | None) -> Answer:
-    written = await request.app[keys.WRITER].write(_write(request, policy, decide, key))
     attempt = request[ATTEMPT]
+    write = replace(_write(request, policy, decide, key), attempt=attempt.id)
+    try:
+        written = await request.app[keys.WRITER].write(write)
+    except OutcomeUnknownError as error:
+        attempt.commit = error.commit
+        raise
     attempt.etag_before, attempt.etag_after = _etag(written.before), _etag(written.after)
     attempt.commit, attempt.result = written.commit, _result(written)
     return _answer(policy, written)

@@ -7,11 +7,11 @@ that a replica that dies between push and log writes the event when it starts ag
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import sys
-from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,6 +21,9 @@ from reconciler.core.errors import StalledError, TransientError
 from reconciler.edits import Write
 
 JOURNAL: Final = "audit-journal.jsonl"
+
+Line = Mapping[str, str]
+"""A commit in the journal: attempt, request_id, commit, actor, policy."""
 
 
 def timestamp(now: datetime | None = None) -> str:
@@ -89,65 +92,106 @@ class AuditLog:
 
 
 class Journal:
-    """What was sent to the remote and is not in the audit log yet. One line a commit, flushed to disk.
+    """What was sent to the remote and is not in the audit log yet. One line a commit, flushed to disk, and one for each
+    attempt whose event is in the log.
 
     What a former process left lies in a file of its own until `forget`.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, compact_above: int = 1024 * 1024) -> None:
+        """The file is written anew when it has so many bytes: it is only emptied while nothing is open."""
         self._path = folder / JOURNAL
         self._left = folder / f"{JOURNAL}.left"
-        self._open: Counter[str] = Counter()
+        self._compact_above = compact_above
+        self._open: dict[str, list[Line]] = {}
         self._writing = asyncio.Lock()
 
     async def intends(self, commits: Mapping[str, Write]) -> None:
         """These commits are about to be sent. Raises `TransientError` when that cannot be noted."""
         lines = [
-            {"request_id": write.request_id, "commit": commit, "actor": write.actor, "policy": write.policy}
+            {
+                "attempt": write.attempt,
+                "request_id": write.request_id,
+                "commit": commit,
+                "actor": write.actor,
+                "policy": write.policy,
+            }
             for commit, write in commits.items()
         ]
         async with self._writing:
-            self._open.update(line["request_id"] for line in lines)
-            await asyncio.to_thread(self._append, lines)
+            for line in lines:
+                self._open.setdefault(line["attempt"], []).append(line)
+            known = dict(self._open)
+            await asyncio.to_thread(self._append, lines, [line for each in known.values() for line in each])
+            for attempt in known.keys() - self._open.keys():  # logged while the file was perhaps written anew
+                self._note(self._path, attempt)
 
-    async def logged(self, request_id: str) -> None:
-        """The event of this request is in the log. The file is emptied whenever nothing is open any more."""
-        if request_id not in self._open:
+    async def logged(self, attempt: str) -> None:
+        """The event of this attempt is in the log. The file is deleted whenever nothing is open any more."""
+        if not self.close(attempt) or self._open:
             return
-        del self._open[request_id]
         async with self._writing:
             if not self._open:
                 await asyncio.to_thread(self._path.unlink, missing_ok=True)
 
-    def left(self) -> dict[str, list[dict[str, str]]]:
-        """What a former process had sent and perhaps not logged: request id → its commits, oldest first. To be called
-        before anything is sent. A line that was torn by the crash is left out."""
+    def close(self, attempt: str) -> bool:
+        """The event of this attempt is in the log, and there is no time for more; whether it was open."""
+        if self._open.pop(attempt, None) is None:
+            return False
+        self._note(self._path, attempt)
+        return True
+
+    def is_open(self, attempt: str) -> bool:
+        """Whether commits of this attempt were sent, and its event is still to be logged."""
+        return attempt in self._open
+
+    def left(self) -> dict[str, list[Line]]:
+        """What a former process had sent and not logged: attempt → its commits, oldest first. To be called before
+        anything is sent. A line that was torn by the crash is left out."""
         if self._path.exists():
             with self._left.open("ab") as left:
-                left.write(self._path.read_bytes())
+                left.write(self._path.read_bytes() + b"\n")
                 left.flush()
                 os.fsync(left.fileno())
             self._path.unlink()
-        found: dict[str, list[dict[str, str]]] = {}
+        found: dict[str, list[Line]] = {}
         for line in self._left.read_text(encoding="utf-8").splitlines() if self._left.exists() else ():
             try:
                 entry = json.loads(line)
-                found.setdefault(entry["request_id"], []).append(entry)
+                if "done" in entry:
+                    found.pop(entry["done"], None)
+                else:
+                    found.setdefault(entry.get("attempt", entry["request_id"]), []).append(entry)
             except (ValueError, KeyError, TypeError):
                 continue
         return found
+
+    def recovered(self, attempt: str) -> None:
+        """The event of this attempt, that was left, is in the log."""
+        self._note(self._left, attempt)
 
     def forget(self) -> None:
         """What was left has been dealt with."""
         self._left.unlink(missing_ok=True)
 
-    def _append(self, lines: list[dict[str, str]]) -> None:
+    def _append(self, lines: Sequence[Line], known: Sequence[Line]) -> None:
+        """Add lines to the file; one that has grown large is replaced by one with all ``known`` lines."""
         try:
-            with self._path.open("a", encoding="utf-8") as file:
-                file.writelines(json.dumps(line) + "\n" for line in lines)
+            grown = self._path.exists() and self._path.stat().st_size > self._compact_above
+            path = self._path.with_suffix(".new") if grown else self._path
+            with path.open("w" if grown else "a", encoding="utf-8") as file:
+                file.writelines(json.dumps(line) + "\n" for line in (known if grown else lines))
                 file.flush()
                 os.fdatasync(file.fileno())
+            if grown:
+                path.replace(self._path)
         except OSError as error:
             raise TransientError(
                 "the audit journal cannot be written", reason="AuditFailed", remedy="Make room in server.state."
             ) from error
+
+    @staticmethod
+    def _note(path: Path, attempt: str) -> None:
+        """A few bytes, not flushed: they outlive the process. Without them an event is written twice at worst."""
+        with contextlib.suppress(OSError), path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"done": attempt}) + "\n")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from reconciler.core.errors import RefusalError
@@ -58,6 +59,8 @@ class Write:
     key: KeyHash | None = None
     note: str = ""
     """What the commit's subject says besides action and policy, such as the version that a rollback restores."""
+    attempt: str = field(default_factory=lambda: secrets.token_hex(8))
+    """Which attempt this is: a request id does not say it, since callers choose it and may repeat it."""
 
     def trailers(self) -> tuple[tuple[str, str], ...]:
         """What the commit's message ends with."""
