@@ -88,6 +88,18 @@ class GitSettings(_Group):
     """Host keys for ssh (the form of `~/.ssh/known_hosts`); by default the account's. An unknown host is refused."""
     ca_file: Path | None = None
     """CA certificates (PEM) to trust for https instead of the system's."""
+    token_file: Path | None = None
+    """File with a token or password for http(s), read at each command; given to the host of `git.remote` only."""
+    username: Annotated[str, StringConstraints(pattern=r"^[!-~]+$")] = "x-access-token"
+    """User name that goes with `git.token_file`; GitHub and GitLab take any, Bitbucket wants `x-token-auth`."""
+    credential_helper: str = ""
+    """A credential helper of git instead of `git.token_file`, as `credential.helper` names it."""
+    push_timeout: Seconds = 20.0
+    """Seconds after which a push is ended; what became of it is then found out."""
+    committer_name: str = "regops"
+    """Committer of the commits that the API makes; their author is the caller."""
+    committer_email: str = "regops@localhost"
+    """Address of that committer. Keys are only looked for in commits of this committer: never change it lightly."""
 
     @field_validator("path")
     @classmethod

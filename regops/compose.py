@@ -18,7 +18,7 @@ from reconciler.core.errors import StalledError, TransientError
 from reconciler.core.guards import Limits as DeletionLimits
 from reconciler.core.keyspace import Keyspace
 from reconciler.core.limits import Limits
-from reconciler.core.ports import KeyValueStore, Source
+from reconciler.core.ports import Identity, KeyValueStore, Source
 from reconciler.reconcile import Reconciler
 from reconciler.settings import EtcdSettings, Settings
 from reconciler.validation import Judge
@@ -82,7 +82,17 @@ async def open_source(settings: Settings) -> AsyncIterator[GitSource]:
         path=git.path,
         fetch_timeout=git.fetch_timeout,
         clone_timeout=git.clone_timeout,
-        access=Access(protocols=git.protocols, ssh_key=git.ssh_key, known_hosts=git.known_hosts, ca_file=git.ca_file),
+        push_timeout=git.push_timeout,
+        access=Access(
+            protocols=git.protocols,
+            ssh_key=git.ssh_key,
+            known_hosts=git.known_hosts,
+            ca_file=git.ca_file,
+            token_file=git.token_file,
+            username=git.username,
+            credential_helper=git.credential_helper,
+        ),
+        committer=Identity(git.committer_name, git.committer_email),
     )
     try:
         yield source

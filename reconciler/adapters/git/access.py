@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+from urllib.parse import urlsplit
 
 PASSED_ON: Final = frozenset(
     {
@@ -82,12 +83,17 @@ class Access:
     ``protocols``: the transports that git may use, by the names of git's ``GIT_ALLOW_PROTOCOL``.
     ``ssh_key`` and ``known_hosts``: private key and host keys for ssh; the account's own where left out.
     ``ca_file``: certificates (PEM) to trust for https instead of the system's.
+    ``token_file``: a file with a token or password for http(s), sent as ``username`` to the remote's own host only.
+    ``credential_helper``: a helper of git's instead (gitcredentials(7)).
     """
 
     protocols: tuple[str, ...] = ("https", "ssh", "file")
     ssh_key: Path | None = None
     known_hosts: Path | None = None
     ca_file: Path | None = None
+    token_file: Path | None = None
+    username: str = "x-access-token"
+    credential_helper: str = ""
 
     def environment(self) -> Mapping[str, str]:
         """The variables that are set for every git process, beside those of `PASSED_ON`."""
@@ -97,10 +103,20 @@ class Access:
             "GIT_SSH_COMMAND": shlex.join(self._ssh()),
         }
 
-    def options(self) -> list[str]:
-        """The ``-c`` options of every git command."""
+    def options(self, remote: str) -> list[str]:
+        """The ``-c`` options of every git command. They name files, never what is in them."""
         own = [] if self.ca_file is None else [f"http.sslCAInfo={self.ca_file}"]
+        if self.credential_helper:
+            own.append(f"credential.helper={self.credential_helper}")
+        origin = _origin(remote)
+        if self.token_file is not None and origin is not None:
+            own.append(f"credential.{origin}.helper={self._from_file(self.token_file)}")
         return [word for setting in (*_FIXED_CONFIG, *own) for word in ("-c", setting)]
+
+    def _from_file(self, file: Path) -> str:
+        """A credential helper that reads the file when git asks, so that a new token counts at once."""
+        name, path = shlex.quote(f"username={self.username}"), shlex.quote(str(file.absolute()))
+        return f'!f() {{ test "$1" = get && echo {name} && printf \'password=%s\\n\' "$(cat {path})"; }}; f'
 
     def _ssh(self) -> list[str]:
         words = list(_SSH)
@@ -109,6 +125,14 @@ class Access:
         if self.known_hosts is not None:
             words += [f"-oUserKnownHostsFile={self.known_hosts}", "-oGlobalKnownHostsFile=/dev/null"]
         return words
+
+
+def _origin(remote: str) -> str | None:
+    """Scheme, host and port of an http(s) remote: whom its credentials are for."""
+    parts = urlsplit(remote)
+    if parts.scheme not in {"http", "https"} or not parts.hostname:
+        return None
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
 
 
 def unset_inherited() -> list[str]:

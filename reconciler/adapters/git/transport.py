@@ -150,7 +150,13 @@ class Transport:
         silence: float | None = None,
         on_errors: Callable[[bytes], None] = lambda _chunk: None,
     ) -> GitProcess:
-        command = [*unset_inherited(), "git", f"--git-dir={repository}", *self._access.options(), *arguments]
+        command = [
+            *unset_inherited(),
+            "git",
+            f"--git-dir={repository}",
+            *self._access.options(self._remote),
+            *arguments,
+        ]
         return GitProcess(
             command,
             folder=repository,
