@@ -1,39 +1,53 @@
-"""The OpenAPI 3.1 document: one table of operations, and the schemas of `api.schemas`."""
+"""The OpenAPI 3.1 document, made of the table in `api.contract` and the schemas of `api.schemas`."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any, Final
 
-from pydantic import BaseModel
-from pydantic.json_schema import models_json_schema
+from pydantic.json_schema import GenerateJsonSchema, models_json_schema
 
 from api import schemas
+from api.contract import TAGS, Operation, Reply, operations
 
-JSON: Final = "application/json"
-MERGE: Final = "application/merge-patch+json"
 PROBLEM: Final = "application/problem+json"
+_COMMIT: Final = {"type": "string", "pattern": "^[0-9a-f]{40}$"}
 
-_CODES: Final[Mapping[int, tuple[str, str]]] = {
-    400: ("validation_error", "Malformed JSON, or an error of schema, Rego or namespace: `errors` names the places."),
-    401: ("unauthorized", "No token, or one that does not count."),
-    403: ("forbidden", "The caller may not do this."),
-    404: ("not_found", "There is no such policy."),
-    405: ("method_not_allowed", "`Allow` says what is possible."),
-    408: ("request_timeout", "The body came too slowly."),
-    409: ("conflict", "A precondition failed; `ETag` has the current version."),
-    413: ("payload_too_large", "rego is larger than 512 KiB, or data than 1 MiB."),
-    415: ("unsupported_media_type", "Another content type is needed."),
-    422: ("idempotency_key_reused, remote_declined", "The key stands for another request, or the remote refused."),
-    428: ("precondition_required", "An update needs `If-Match`."),
-    429: ("too_many_requests", "`Retry-After` says when to come again."),
-    500: ("internal_error", "A defect of regops."),
-    503: ("unavailable", "Git, etcd or OPA is out of reach; nothing is half done. `Retry-After` says when."),
-    504: ("outcome_unknown", "The commit was sent and its arrival is not known yet; repeat with the same key."),
+_PROBLEMS: Final[Mapping[int, tuple[tuple[str, ...], str, tuple[str, ...]]]] = {
+    400: (("validation_error",), "Malformed JSON, or an error of schema, Rego or namespace: `errors` has places.", ()),
+    401: (("unauthorized",), "No token, or one that does not count.", ("WWW-Authenticate",)),
+    403: (("forbidden",), "The caller may not do this.", ()),
+    404: (("not_found",), "There is no such policy.", ()),
+    405: (("method_not_allowed",), "`Allow` says what is possible.", ("Allow",)),
+    408: (("request_timeout",), "The body came too slowly.", ()),
+    409: (("conflict",), "A precondition failed; `ETag` has the version at the branch's head.", ("ETag",)),
+    413: (("payload_too_large",), "rego is larger than 512 KiB, data than 1 MiB, or the whole body too large.", ()),
+    415: (
+        ("unsupported_media_type",),
+        "Another content type or coding is needed: a header says which.",
+        ("Accept", "Accept-Patch", "Accept-Post", "Accept-Encoding"),
+    ),
+    422: (
+        ("idempotency_key_reused", "remote_declined"),
+        "The key stands for another request, or the Git remote's own rules refused the commit.",
+        (),
+    ),
+    428: (("precondition_required",), "An update needs `If-Match`; `ETag` has the current version.", ("ETag",)),
+    429: (("too_many_requests",), "`Retry-After` says when to come again.", ("Retry-After",)),
+    503: (
+        ("unavailable",),
+        "Git, etcd or OPA is out of reach, or too many writes are under way; nothing is half done.",
+        ("Retry-After",),
+    ),
+    504: (
+        ("outcome_unknown",),
+        "The commit was sent and its arrival is not known yet: repeat with the same `Idempotency-Key`.",
+        ("Retry-After",),
+    ),
 }
-_READ: Final = (400, 401, 403, 404, 503)
-_WRITE: Final = (400, 401, 403, 405, 408, 409, 413, 415, 422, 428, 429, 503, 504)
+"""Status → codes, meaning, headers."""
+_KEPT: Final = frozenset({400, 404, 409, 422, 428})
+"""Refusals that an idempotency key gives again."""
 
 _PARAMETERS: Final[Mapping[str, tuple[str, dict[str, Any], str]]] = {
     "If-Match": ("header", {"type": "string"}, "The ETag of the version that is changed (RFC 9110)."),
@@ -48,11 +62,7 @@ _PARAMETERS: Final[Mapping[str, tuple[str, dict[str, Any], str]]] = {
         {"type": "string", "pattern": "^[A-Za-z0-9._-]{1,128}$"},
         "Stands in every log line, in the commit and in the answer; made when it is missing.",
     ),
-    "Policy-Min-Commit": (
-        "header",
-        {"type": "string", "pattern": "^[0-9a-f]{40}$"},
-        "Wait until this replica has this commit: read one's own write anywhere.",
-    ),
+    "Policy-Min-Commit": ("header", _COMMIT, "Wait until this replica has this commit: read one's own write anywhere."),
     "wait": (
         "query",
         {"type": "string", "enum": ["none", "live", "active"], "default": "live"},
@@ -61,7 +71,7 @@ _PARAMETERS: Final[Mapping[str, tuple[str, dict[str, Any], str]]] = {
     "timeout": (
         "query",
         {"type": "number", "exclusiveMinimum": 0, "maximum": 60},
-        "Seconds to wait: 5 for `live`, 10 for `active` when left out.",
+        "Seconds to wait: when left out, 10 for `active`, else 5.",
     ),
     "dry_run": ("query", {"type": "boolean", "default": False}, "The verdict and the diff; nothing is written."),
     "ref": (
@@ -71,191 +81,32 @@ _PARAMETERS: Final[Mapping[str, tuple[str, dict[str, Any], str]]] = {
     ),
     "limit": ("query", {"type": "integer", "minimum": 1, "maximum": 1000, "default": 100}, "Items on a page."),
     "after": ("query", {"type": "string"}, "`next` of the page before."),
+    "exclude": ("query", {"type": "array", "items": {"type": "string"}}, "Checks to leave out, such as `git`."),
 }
-_HEADERS: Final[Mapping[str, str]] = {
-    "ETag": "The version, as a strong entity-tag: the same in every replica and datacentre.",
-    "Policy-Commit": "The commit that made this version.",
-    "Policy-Sync": "How far the write has got: `pending` (in Git), `live` (in etcd) or `active` (in every OPA).",
-    "Policy-Held": "Why the version in Git is not live.",
-    "Idempotent-Replay": "`true`: the answer to the first request with this key.",
-    "X-Request-ID": "The request's id.",
+_HEADERS: Final[Mapping[str, tuple[dict[str, Any], str]]] = {
+    "ETag": (
+        {"type": "string", "pattern": '^"[0-9a-f]{40}"$'},
+        "The version, as a strong entity-tag: the same in every replica and datacentre.",
+    ),
+    "Policy-Commit": (_COMMIT, "The commit that made this version."),
+    "Policy-Sync": (
+        {"type": "string", "enum": ["pending", "live", "active"]},
+        "How far the write has got: `pending` (in Git), `live` (in etcd) or `active` (in every OPA).",
+    ),
+    "Policy-Held": ({"type": "string"}, "Why the version in Git is not live."),
+    "Idempotent-Replay": (
+        {"type": "string", "const": "true"},
+        "This is the answer to the first request with this key.",
+    ),
+    "X-Request-ID": ({"type": "string"}, "The request's id."),
+    "Retry-After": ({"type": "integer", "minimum": 1}, "Seconds."),
+    "WWW-Authenticate": ({"type": "string"}, "What is needed, and what is wrong (RFC 6750)."),
+    "Allow": ({"type": "string"}, "The methods that are possible."),
+    "Accept": ({"type": "string"}, "The media types that are possible, for PUT."),
+    "Accept-Patch": ({"type": "string"}, "The same for PATCH."),
+    "Accept-Post": ({"type": "string"}, "The same for POST."),
+    "Accept-Encoding": ({"type": "string"}, "The content codings that are possible."),
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Reply:
-    """One good answer."""
-
-    says: str
-    model: type[BaseModel] | None = None
-    media: str = JSON
-    headers: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Operation:
-    """One row of the table. ``body``: media type → model, or a JSON schema."""
-
-    method: str
-    path: str
-    name: str
-    says: str
-    replies: Mapping[int, Reply]
-    parameters: tuple[str, ...] = ()
-    body: Mapping[str, Any] = field(default_factory=dict)
-    problems: tuple[int, ...] = _READ
-    open: bool = False
-
-
-_VERSION: Final = ("ETag", "Policy-Commit")
-_WRITTEN: Final = ("ETag", "Policy-Commit", "Policy-Sync", "Idempotent-Replay")
-_CONDITIONS: Final = ("If-Match", "If-None-Match", "Idempotency-Key", "wait", "timeout", "dry_run")
-_PATCH_SCHEMA: Final = {
-    "type": "object",
-    "properties": {"rego": {"type": "string"}, "data": {"type": ["object", "null"]}},
-    "additionalProperties": False,
-}
-
-
-def operations() -> list[Operation]:
-    """Every route of `api.app`; a test compares both."""
-    found = [
-        _open("/healthz", "healthz", "Whether the process lives.", Reply("It does.", schemas.Alive)),
-        Operation(
-            "get",
-            "/readyz",
-            "readyz",
-            "Whether this replica can serve policies.",
-            {200: Reply("It can.", schemas.Alive), 503: Reply("Not yet.", schemas.Alive)},
-            problems=(),
-            open=True,
-        ),
-        _open("/metrics", "metrics", "Prometheus' text format.", Reply("Metrics.", media="text/plain")),
-        _open("/openapi.json", "openapi", "This document.", Reply("OpenAPI 3.1.")),
-        _open("/docs", "docs", "This document for people.", Reply("A page.", media="text/html")),
-        Operation(
-            "get",
-            "/status",
-            "status",
-            "Conditions, the applied commit, held policies, and what each OPA enforces.",
-            {200: Reply("The status; what cannot be read is Unknown.")},
-            problems=(401, 403, 503),
-        ),
-        Operation(
-            "get",
-            "/policies",
-            "list_policies",
-            "The live policies that the caller may read, sorted by name.",
-            {200: Reply("A page.", schemas.PolicyList)},
-            ("limit", "after", "Policy-Min-Commit", "timeout"),
-            problems=(400, 401, 403, 503),
-        ),
-    ]
-    for scope, path in (("platform", "/policies/platform"), ("project", "/policies/{project}")):
-        found += _of_policy(scope, path)
-    return found + _administration()
-
-
-def _open(path: str, name: str, says: str, reply: Reply) -> Operation:
-    return Operation("get", path, name, says, {200: reply}, problems=(), open=True)
-
-
-def _of_policy(scope: str, path: str) -> list[Operation]:
-    whose = "the platform's policy" if scope == "platform" else "a project's policy"
-    changed = Reply("Changed, or nothing to change.", schemas.WriteAnswer, headers=_WRITTEN)
-    created = Reply("Created.", schemas.WriteAnswer, headers=_WRITTEN)
-    found = [
-        Operation(
-            "get",
-            path,
-            f"get_{scope}",
-            f"Read {whose} as it is live.",
-            {
-                200: Reply("The policy.", schemas.PolicyBody, headers=(*_VERSION, "Policy-Held")),
-                304: Reply("Unchanged.", headers=_VERSION),
-            },
-            ("If-None-Match", "Policy-Min-Commit", "ref", "timeout"),
-        ),
-        Operation(
-            "put",
-            path,
-            f"put_{scope}",
-            f"Create or replace {whose} by a commit. An update needs `If-Match`.",
-            {200: changed, 201: created},
-            _CONDITIONS,
-            {JSON: schemas.PolicyBody},
-            _WRITE,
-        ),
-        Operation(
-            "patch",
-            path,
-            f"patch_{scope}",
-            f"Replace `rego` or `data` of {whose}, or merge by RFC 7396.",
-            {200: changed},
-            _CONDITIONS,
-            {JSON: {**_PATCH_SCHEMA, "minProperties": 1}, MERGE: _PATCH_SCHEMA},
-            (*_WRITE, 404),
-        ),
-        Operation(
-            "post",
-            f"{path}:validate",
-            f"validate_{scope}",
-            f"The verdict that a PUT of {whose} would get.",
-            {200: Reply("The verdict.", schemas.Validation)},
-            (),
-            {JSON: schemas.PolicyBody},
-            (400, 401, 403, 405, 408, 413, 415, 503),
-        ),
-    ]
-    deleted = Reply("Deleted.", headers=("Policy-Commit", "Policy-Sync", "Idempotent-Replay"))
-    replies = {} if scope == "platform" else {200: Reply("A dry run.", schemas.DryRun), 204: deleted}
-    says = "Never possible: every project may stand on it." if scope == "platform" else f"Delete {whose} by a commit."
-    found.append(Operation("delete", path, f"delete_{scope}", says, replies, _CONDITIONS, problems=(*_WRITE, 404)))
-    return found
-
-
-def _administration() -> list[Operation]:
-    problems = (400, 401, 403, 408, 409, 413, 415, 503)
-    return [
-        Operation(
-            "post",
-            "/admin/sync",
-            "sync",
-            "Make the leader look at the repository now.",
-            {202: Reply("Asked for.", schemas.SyncAnswer)},
-            body={JSON: schemas.SyncBody},
-            problems=problems,
-        ),
-        Operation(
-            "post",
-            "/admin/suspend",
-            "suspend",
-            "Stop applying commits; what is live stays.",
-            {200: Reply("Suspended.", schemas.SuspendAnswer)},
-            body={JSON: schemas.SuspendBody},
-            problems=problems,
-        ),
-        Operation(
-            "post",
-            "/admin/resume",
-            "resume",
-            "Go on applying commits.",
-            {200: Reply("Resumed.", schemas.SuspendAnswer)},
-            problems=problems,
-        ),
-        Operation(
-            "post",
-            "/admin/confirm",
-            "confirm",
-            "The deletions that are blocked for this commit are meant.",
-            {200: Reply("Confirmed.", schemas.ConfirmAnswer)},
-            body={JSON: schemas.ConfirmBody},
-            problems=problems,
-        ),
-    ]
-
-
-# --- rendering -------------------------------------------------------------------------------------------------------
 
 
 def document(version: str) -> dict[str, Any]:
@@ -271,6 +122,7 @@ def document(version: str) -> dict[str, Any]:
             "description": "Reads the live policies of Open Policy Agent, and writes them by committing to Git.",
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
         },
+        "tags": [{"name": name, "description": says} for name, says in TAGS.items()],
         "paths": paths,
         "components": {
             "schemas": _schemas(),
@@ -281,47 +133,57 @@ def document(version: str) -> dict[str, Any]:
 
 
 def _operation(operation: Operation) -> dict[str, Any]:
-    names = (*operation.parameters, "X-Request-ID")
-    parameters = [_parameter(name) for name in names]
+    parameters = [_parameter(name) for name in (*operation.parameters, "X-Request-ID")]
     if "{project}" in operation.path:
         parameters.insert(0, _project())
     rendered: dict[str, Any] = {
         "operationId": operation.name,
+        "tags": [operation.tag],
         "summary": operation.says,
         "parameters": parameters,
         "responses": _responses(operation),
     }
     if operation.body:
         content = {media: {"schema": _schema(model)} for media, model in operation.body.items()}
-        rendered["requestBody"] = {"required": operation.path.startswith("/policies"), "content": content}
+        rendered["requestBody"] = {"required": operation.body_required, "content": content}
     if operation.open:
         rendered["security"] = []
+    if operation.example:
+        rendered["x-curl"] = operation.example
     return rendered
 
 
 def _responses(operation: Operation) -> dict[str, Any]:
-    replies: dict[str, Any] = {}
+    replies: dict[str, Any] = {str(status): _problem(status, operation) for status in operation.problems}
     for status, reply in operation.replies.items():
-        schema = _schema(reply.model) if reply.model else {}
-        if "dry_run" in operation.parameters and status == 200 and reply.model is not schemas.DryRun:  # noqa: PLR2004 OK
-            schema = {"anyOf": [schema, _schema(schemas.DryRun)]}
-        replies[str(status)] = {
-            "description": reply.says,
-            "headers": {name: _header(name) for name in (*reply.headers, "X-Request-ID")},
-        }
-        if status not in {204, 304}:
-            replies[str(status)]["content"] = {reply.media: {"schema": schema}}
-    for status in operation.problems:
-        codes, says = _CODES[status]
-        replies.setdefault(
-            str(status),
-            {
-                "description": f"`{codes}`: {says}",
-                "headers": {"X-Request-ID": _header("X-Request-ID")},
-                "content": {PROBLEM: {"schema": _schema(schemas.Problem)}},
-            },
-        )
+        replies[str(status)] = _reply(status, reply, operation)
     return dict(sorted(replies.items()))
+
+
+def _reply(status: int, reply: Reply, operation: Operation) -> dict[str, Any]:
+    rendered: dict[str, Any] = {
+        "description": reply.says,
+        "headers": {**_headers((*reply.headers, "X-Request-ID"), required=True), **_headers(reply.maybe)},
+    }
+    if status in {204, 304}:
+        return rendered
+    schema = _schema(reply.model) if reply.model else {"type": "object" if reply.media.endswith("json") else "string"}
+    if reply.model is schemas.WriteAnswer and status == 200:  # noqa: PLR2004 OK
+        schema = {"anyOf": [schema, _schema(schemas.DryRun)]}
+    content: dict[str, Any] = {reply.media: {"schema": schema}}
+    if status in operation.problems:
+        content[PROBLEM] = {"schema": _schema(schemas.Problem)}
+    return {**rendered, "content": content}
+
+
+def _problem(status: int, operation: Operation) -> dict[str, Any]:
+    codes, says, names = _PROBLEMS[status]
+    replayed = ("Idempotent-Replay",) if status in _KEPT and "Idempotency-Key" in operation.parameters else ()
+    return {
+        "description": f"{', '.join(f'`{code}`' for code in codes)}: {says}",
+        "headers": {**_headers(("X-Request-ID",), required=True), **_headers((*names, *replayed))},
+        "content": {PROBLEM: {"schema": _schema(schemas.Problem)}},
+    }
 
 
 def _parameter(name: str) -> dict[str, Any]:
@@ -339,8 +201,11 @@ def _project() -> dict[str, Any]:
     }
 
 
-def _header(name: str) -> dict[str, Any]:
-    return {"schema": {"type": "string"}, "description": _HEADERS[name]}
+def _headers(names: tuple[str, ...], *, required: bool = False) -> dict[str, Any]:
+    found = {name: _HEADERS[name] for name in names}
+    return {
+        name: {"schema": schema, "description": says, "required": required} for name, (schema, says) in found.items()
+    }
 
 
 def _schema(model: Any) -> dict[str, Any]:
@@ -350,15 +215,24 @@ def _schema(model: Any) -> dict[str, Any]:
 
 
 def _schemas() -> dict[str, Any]:
-    models = {
+    used = {
         model
         for operation in operations()
         for model in (*operation.body.values(), *(reply.model for reply in operation.replies.values()))
         if isinstance(model, type)
     }
-    named = sorted({*models, schemas.Problem, schemas.DryRun}, key=lambda model: model.__name__)
+    named = sorted({*used, schemas.Problem, schemas.DryRun}, key=lambda model: model.__name__)
     _, definitions = models_json_schema(
-        [(model, "serialization") for model in named], ref_template="#/components/schemas/{model}"
+        [(model, "validation") for model in named],
+        ref_template="#/components/schemas/{model}",
+        schema_generator=_Untitled,
     )
     found: dict[str, Any] = definitions["$defs"]
     return found
+
+
+class _Untitled(GenerateJsonSchema):
+    """Without a title for each field that only says its name again."""
+
+    def field_title_should_be_set(self, schema: Any) -> bool:  # noqa: ARG002 pydantic's signature
+        return False

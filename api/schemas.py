@@ -1,4 +1,7 @@
-"""What goes over the wire, as pydantic models: the source of the OpenAPI document."""
+"""What goes over the wire, as pydantic models: the source of the OpenAPI document.
+
+Bodies of requests and small answers are closed. `Status` is open, since it grows.
+"""
 
 from __future__ import annotations
 
@@ -6,18 +9,59 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+Code = Literal[
+    "conflict",
+    "expectation_failed",
+    "forbidden",
+    "http_error",
+    "idempotency_key_reused",
+    "internal_error",
+    "method_not_allowed",
+    "not_found",
+    "outcome_unknown",
+    "payload_too_large",
+    "precondition_required",
+    "remote_declined",
+    "request_timeout",
+    "too_many_requests",
+    "unauthorized",
+    "unavailable",
+    "unsupported_media_type",
+    "validation_error",
+]
+
 
 class _Schema(BaseModel):
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
 
-class PolicyBody(_Schema):
-    """A policy."""
+class _Open(BaseModel):
+    model_config = ConfigDict(extra="allow", use_attribute_docstrings=True)
 
-    rego: str
+
+def _never_null(schema: dict[str, Any]) -> None:
+    """``None`` stands for absence, in Python only."""
+    del schema["default"]
+    schema.update(next(kind for kind in schema.pop("anyOf") if kind["type"] != "null"))
+
+
+# --- policies --------------------------------------------------------------------------------------------------------
+
+
+class PolicyBody(_Schema):
+    """A policy, as it is written."""
+
+    rego: str = Field(examples=["package projects.billing\n\nimport rego.v1\n\ndefault allow := false\n"])
     """The policy's text; at most 512 KiB. Its package is `projects.<project>` or below, or `platform` or below."""
-    data: dict[str, Any] | None = Field(default=None, json_schema_extra={"type": "object"})
+    data: dict[str, Any] | None = Field(default=None, json_schema_extra=_never_null)
     """The policy's data, a JSON object; at most 1 MiB. It lies at `data.projects.<project>` or `data.platform`."""
+
+
+class PolicyAnswer(PolicyBody):
+    """A policy, as it is read: written back unchanged, it changes nothing."""
+
+    data_text: str | None = Field(default=None, json_schema_extra=_never_null)
+    """In the place of `data`, with `ref=head` only: data in Git that is no JSON."""
 
 
 class Place(_Schema):
@@ -26,20 +70,24 @@ class Place(_Schema):
     file: str
     """The path in the repository, below the policies' folder, or `body`."""
     message: str
+    """What is wrong, and how to put it right."""
     line: int | None = None
     """From 1."""
     column: int | None = None
-    """From 1."""
+    """In characters, from 1."""
 
 
 class WriteAnswer(_Schema):
     """What was written."""
 
     policy: str
+    """`platform` or `projects/<project>`."""
     etag: str
+    """The same as the header `ETag`."""
     commit: str
     """The commit that has it."""
     warnings: list[Place]
+    """What will be refused one day, such as Rego v0."""
 
 
 class Validation(_Schema):
@@ -56,15 +104,19 @@ class DryRun(Validation):
     diff: str
     """As `git diff` shows it."""
     etag_before: str | None
+    """At the branch's head; `null` for a policy that is new."""
     etag_after: str | None
+    """`null` for a deletion."""
 
 
 class PolicyItem(_Schema):
     """One line of the list."""
 
     policy: str
+    """`platform` or `projects/<project>`."""
     etag: str
     commit: str
+    """The commit that made this version."""
     held: bool
     """Whether a newer version in Git is not valid, so that this one stays live."""
 
@@ -78,16 +130,23 @@ class PolicyList(_Schema):
 
 
 class Problem(_Schema):
-    """RFC 9457."""
+    """An error (RFC 9457)."""
 
-    type: str
+    type: Literal["about:blank"]
     title: str
     status: int
-    code: str
+    """The HTTP status."""
+    code: Code
     """A constant word for programs."""
     detail: str
+    """What is wrong, for people."""
     request_id: str
+    """Stands in the log too."""
     errors: list[Place]
+    """Each place that is wrong; often empty."""
+
+
+# --- administration --------------------------------------------------------------------------------------------------
 
 
 class SyncBody(_Schema):
@@ -98,9 +157,10 @@ class SyncBody(_Schema):
 
 
 class SyncAnswer(_Schema):
-    """The token that `/status` shows as `last_handled_reconcile_at` once it was taken."""
+    """What was asked for."""
 
     token: str
+    """`/status` shows it as `last_handled_reconcile_at` once it was taken."""
 
 
 class SuspendBody(_Schema):
@@ -114,12 +174,14 @@ class SuspendAnswer(_Schema):
 
     suspended: bool
     changed: bool
+    """Whether it was otherwise before."""
 
 
 class ConfirmBody(_Schema):
     """Which commit's deletions are meant."""
 
     commit: str = Field(min_length=7, max_length=40, pattern="^[0-9a-fA-F]+$")
+    """As `/status` names it, or its first digits."""
 
 
 class ConfirmAnswer(_Schema):
@@ -129,8 +191,101 @@ class ConfirmAnswer(_Schema):
     deletions: list[str]
 
 
+# --- status ----------------------------------------------------------------------------------------------------------
+
+
 class Alive(_Schema):
     """Health."""
 
     status: Literal["ok", "not ready"]
-    reasons: list[str] | None = None
+    reasons: list[str] | None = Field(default=None, json_schema_extra=_never_null)
+    """What the replica waits for."""
+
+
+class Condition(_Open):
+    """As in Flux and Kubernetes."""
+
+    type: str
+    """`Ready`, `Healthy`, and only when true `Reconciling`, `Stalled`, `FetchFailed`, `ValidationFailed`, `Drifted`,
+    `PruneBlocked`, `HistoryRewritten`."""
+    status: Literal["True", "False", "Unknown"]
+    reason: str
+    """A constant word in PascalCase."""
+    message: str
+    last_transition_time: str
+    observed_generation: int
+
+
+class Sync(_Open):
+    """Whether the live policies are those of the branch's head."""
+
+    status: Literal["Synced", "OutOfSync", "Unknown"]
+
+
+class Health(_Open):
+    """Whether what should be enforced is."""
+
+    status: Literal["Healthy", "Progressing", "Degraded", "Suspended", "Unknown"]
+
+
+class SourcePlace(_Open):
+    """Where the policies come from."""
+
+    remote: str
+    branch: str
+    path: str
+
+
+class Counts(_Open):
+    """How many policies."""
+
+    live: int
+    held: int
+
+
+class HeldPolicy(_Open):
+    """A version in Git that does not go live."""
+
+    policy: str
+    """`platform`, `projects/<project>`, or the raw path of an impossible name."""
+    commit: str
+    reason: str
+    errors: list[Place]
+
+
+class Agent(_Open):
+    """What one OPA proves to enforce."""
+
+    id: str
+    datacentre: str
+    scope: str
+    """`all`, or the projects that this OPA answers for."""
+    enforced_revision: str | None
+    """`null`: nothing is proven now."""
+    since: str
+    opa_version: str | None
+    error: str | None
+    """OPA's own words when it refused its bundle."""
+    stale: bool
+
+
+class Status(_Open):
+    """What is applied and enforced; a caller sees what it may read. Revisions are `<branch>@sha1:<commit>`."""
+
+    conditions: list[Condition]
+    sync: Sync
+    health: Health
+    source: SourcePlace
+    last_attempted_revision: str | None
+    last_applied_revision: str | None
+    last_applied_at: str | None
+    last_handled_reconcile_at: str | None
+    """The token of the last `/admin/sync` that was taken."""
+    suspended: bool
+    policies: Counts
+    held: list[HeldPolicy]
+    blocked_deletions: list[str]
+    """Policies whose deletion waits for `/admin/confirm`."""
+    ignored_files: list[str]
+    """Paths in the repository that are not published."""
+    agents: list[Agent]

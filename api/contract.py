@@ -1,0 +1,257 @@
+"""What every route takes and answers: ONE table, of which the OpenAPI document is made."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from pydantic import BaseModel
+
+from api import schemas
+
+JSON: Final = "application/json"
+MERGE: Final = "application/merge-patch+json"
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """One good answer. ``headers`` are always there, ``maybe`` in some cases."""
+
+    says: str
+    model: type[BaseModel] | None = None
+    media: str = JSON
+    headers: tuple[str, ...] = ()
+    maybe: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """One row of the table. ``body``: media type → model, or a JSON schema. ``problems``: the statuses of errors.
+    ``open``: needs no token. ``example``: what `curl` gets besides the path, for people."""
+
+    method: str
+    path: str
+    name: str
+    tag: str
+    says: str
+    replies: Mapping[int, Reply]
+    problems: tuple[int, ...]
+    parameters: tuple[str, ...] = ()
+    body: Mapping[str, Any] = field(default_factory=dict)
+    body_required: bool = True
+    open: bool = False
+    example: str = ""
+
+
+POLICIES: Final = "Policies"
+ADMINISTRATION: Final = "Administration"
+OBSERVATION: Final = "Observation"
+TAGS: Final[Mapping[str, str]] = {
+    POLICIES: "Read what is live; write by committing to the policy repository.",
+    ADMINISTRATION: "For platform admins: what a person tells the reconciler. Audited.",
+    OBSERVATION: "What is applied and enforced, health, and this document.",
+}
+
+_READ: Final = (400, 401, 403, 404, 503)
+_BODY: Final = (400, 408, 413, 415)
+_COMMIT: Final = (400, 401, 403, 409, 422, 428, 429, 503, 504)
+_CONDITIONS: Final = ("If-Match", "If-None-Match", "Idempotency-Key", "wait", "timeout", "dry_run")
+_VERSION: Final = ("ETag", "Policy-Commit")
+_WRITTEN: Final = ("ETag", "Policy-Commit", "Policy-Sync", "Idempotent-Replay")
+_PATCH_SCHEMA: Final = {
+    "type": "object",
+    "properties": {"rego": {"type": "string"}, "data": {"type": ["object", "null"]}},
+    "additionalProperties": False,
+}
+_PUT_EXAMPLE: Final = """-X PUT -H 'Content-Type: application/json' -H 'If-Match: "<etag>"' -d @policy.json"""
+_PATCH_EXAMPLE: Final = (
+    "-X PATCH -H 'Content-Type: application/merge-patch+json' -H 'If-Match: \"<etag>\"' "
+    """-d '{"data": {"limits": {"refund": 50}}}'"""
+)
+
+
+def operations() -> list[Operation]:
+    """Every route of `api.app`; a test compares both."""
+    found = [
+        Operation(
+            "get",
+            "/policies",
+            "list_policies",
+            POLICIES,
+            "The live policies that the caller may read, sorted by name.",
+            {200: Reply("A page.", schemas.PolicyList)},
+            problems=(400, 401, 403, 503),
+            parameters=("limit", "after", "Policy-Min-Commit", "timeout"),
+        )
+    ]
+    for scope, path in (("platform", "/policies/platform"), ("project", "/policies/{project}")):
+        found += [
+            _get(scope, path),
+            _put(scope, path),
+            _patch(scope, path),
+            _delete_platform(path) if scope == "platform" else _delete(path),
+            _validate(scope, path),
+        ]
+    return found + _administration() + _observation()
+
+
+# --- policies --------------------------------------------------------------------------------------------------------
+
+
+def _whose(scope: str) -> str:
+    return "the platform's policy" if scope == "platform" else "a project's policy"
+
+
+def _get(scope: str, path: str) -> Operation:
+    return Operation(
+        "get",
+        path,
+        f"get_{scope}",
+        POLICIES,
+        f"Read {_whose(scope)} as it is live, or with `ref=head` as the branch has it.",
+        {
+            200: Reply("The policy.", schemas.PolicyAnswer, headers=_VERSION, maybe=("Policy-Held",)),
+            304: Reply("`If-None-Match` names this version.", headers=_VERSION, maybe=("Policy-Held",)),
+        },
+        problems=_READ,
+        parameters=("If-None-Match", "Policy-Min-Commit", "ref", "timeout"),
+        example="-i",
+    )
+
+
+def _put(scope: str, path: str) -> Operation:
+    return Operation(
+        "put",
+        path,
+        f"put_{scope}",
+        POLICIES,
+        f"Create or replace {_whose(scope)} by a commit. An update needs `If-Match`.",
+        {
+            200: Reply("Replaced, or the same as before.", schemas.WriteAnswer, maybe=_WRITTEN),
+            201: Reply("Created.", schemas.WriteAnswer, headers=_VERSION, maybe=("Policy-Sync", "Idempotent-Replay")),
+        },
+        problems=(*_COMMIT, *_BODY),
+        parameters=_CONDITIONS,
+        body={JSON: schemas.PolicyBody},
+        example=_PUT_EXAMPLE,
+    )
+
+
+def _patch(scope: str, path: str) -> Operation:
+    return Operation(
+        "patch",
+        path,
+        f"patch_{scope}",
+        POLICIES,
+        f"Change a part of {_whose(scope)}: with `{JSON}` `rego` or `data` is replaced whole and `null` removes the "
+        f"data, with `{MERGE}` the policy is merged by RFC 7396.",
+        {200: Reply("Changed, or the same as before.", schemas.WriteAnswer, maybe=_WRITTEN)},
+        problems=(*_COMMIT, *_BODY, 404),
+        parameters=_CONDITIONS,
+        body={JSON: {**_PATCH_SCHEMA, "minProperties": 1}, MERGE: _PATCH_SCHEMA},
+        example=_PATCH_EXAMPLE,
+    )
+
+
+def _delete(path: str) -> Operation:
+    return Operation(
+        "delete",
+        path,
+        "delete_project",
+        POLICIES,
+        "Delete a project's policy by a commit.",
+        {
+            200: Reply("A dry run.", schemas.DryRun),
+            204: Reply("Deleted.", headers=("Policy-Commit",), maybe=("Policy-Sync", "Idempotent-Replay")),
+        },
+        problems=(*_COMMIT, 404),
+        parameters=_CONDITIONS,
+        example="-X DELETE -H 'If-Match: \"<etag>\"'",
+    )
+
+
+def _delete_platform(path: str) -> Operation:
+    says = "Never possible: every project may stand on it."
+    return Operation("delete", path, "delete_platform", POLICIES, says, {}, problems=(401, 403, 405, 503))
+
+
+def _validate(scope: str, path: str) -> Operation:
+    return Operation(
+        "post",
+        f"{path}:validate",
+        f"validate_{scope}",
+        POLICIES,
+        f"The verdict that a PUT of {_whose(scope)} would get; nothing is written.",
+        {200: Reply("The verdict; `valid` says whether it would go live.", schemas.Validation)},
+        problems=(*_BODY, 401, 403, 503),
+        body={JSON: schemas.PolicyBody},
+        example="-H 'Content-Type: application/json' -d @policy.json",
+    )
+
+
+# --- the others ------------------------------------------------------------------------------------------------------
+
+
+def _administration() -> list[Operation]:
+    return [
+        _command(
+            "sync", "Make the leader look at the repository now.", schemas.SyncBody, schemas.SyncAnswer, status=202
+        ),
+        _command("suspend", "Stop applying commits; what is live stays.", schemas.SuspendBody, schemas.SuspendAnswer),
+        _command("resume", "Go on applying commits.", None, schemas.SuspendAnswer),
+        _command(
+            "confirm",
+            "The deletions that are blocked for this commit are meant: carry them out.",
+            schemas.ConfirmBody,
+            schemas.ConfirmAnswer,
+            problems=(409,),
+        ),
+    ]
+
+
+def _command(
+    name: str,
+    says: str,
+    body: type[BaseModel] | None,
+    answer: type[BaseModel],
+    *,
+    status: int = 200,
+    problems: tuple[int, ...] = (),
+) -> Operation:
+    return Operation(
+        "post",
+        f"/admin/{name}",
+        name,
+        ADMINISTRATION,
+        says,
+        {status: Reply("Done, or so already." if status == 200 else "Asked for.", answer)},  # noqa: PLR2004 OK
+        problems=(401, 403, 503, *(_BODY if body else ()), *problems),
+        body={JSON: body} if body else {},
+        body_required=body is not None and any(known.is_required() for known in body.model_fields.values()),
+        example="-X POST" if body is None else "-H 'Content-Type: application/json' -d '{…}'",
+    )
+
+
+def _observation() -> list[Operation]:
+    ready = {200: Reply("It can.", schemas.Alive), 503: Reply("Not yet.", schemas.Alive)}
+    return [
+        Operation(
+            "get",
+            "/status",
+            "status",
+            OBSERVATION,
+            "Conditions, the applied commit, held policies, and what each OPA enforces.",
+            {200: Reply("The status; what cannot be read is Unknown.", schemas.Status)},
+            problems=(401, 403, 503),
+        ),
+        _open("/healthz", "healthz", "Whether the process lives.", {200: Reply("It does.", schemas.Alive)}),
+        _open("/readyz", "readyz", "Whether this replica can serve policies.", ready, ("exclude",)),
+        _open("/metrics", "metrics", "Prometheus' text format.", {200: Reply("Metrics.", media="text/plain")}),
+        _open("/openapi.json", "openapi", "This document.", {200: Reply("OpenAPI 3.1.")}),
+        _open("/docs", "docs", "This document for people.", {200: Reply("A page.", media="text/html")}),
+    ]
+
+
+def _open(path: str, name: str, says: str, replies: Mapping[int, Reply], parameters: tuple[str, ...] = ()) -> Operation:
+    return Operation("get", path, name, OBSERVATION, says, replies, (), parameters=parameters, open=True)
