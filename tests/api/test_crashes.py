@@ -25,7 +25,7 @@ from fixtures.replicas import Answer, Replica, World
 from fixtures.servers import ServerProcess, server
 
 from reconciler.audit import Journal
-from reconciler.core.model import Content
+from reconciler.core.model import Content, project_policy
 from reconciler.core.ports import Identity, Range
 from reconciler.edits import Current, Write
 from reconciler.idempotency import Slot
@@ -321,7 +321,7 @@ def written(request_id: str) -> Write:
     def decide(_: Current) -> Content:
         return Content(b"package projects.a\n")
 
-    return Write("projects/a", decide, Identity("Ann", "ann@example.org"), "ann", request_id)
+    return Write(project_policy("a"), decide, Identity("Ann", "ann@example.org"), "ann", request_id)
 
 
 async def test_attempts_are_told_apart_also_when_a_caller_repeats_its_request_id(tmp_path: Path) -> None:
