@@ -25,6 +25,8 @@ from reconciler.metrics import ApiMetrics
 from reconciler.operations import Operations
 from reconciler.writer import Writer
 
+DRAIN_SECONDS = 2.0
+"""How long a push that is on its way is waited for when the replica ends."""
 HEADER_BYTES = 20480
 """Longest header field: the longest token that is looked at fits, so that it gets the answer of the verifier."""
 
@@ -77,10 +79,17 @@ def create_app(parts: Parts) -> web.Application:
     app[keys.GATE] = parts.gate
     app[keys.PROGRESS] = parts.progress
     app[keys.OPERATIONS] = parts.operations
+    app.on_shutdown.append(_answer_all)
     app.add_routes(routes())
     if parts.serve_metrics:
         app.add_routes([web.get("/metrics", status.metrics)])
     return app
+
+
+async def _answer_all(app: web.Application) -> None:
+    """The replica ends: every write under way comes to its answer, before connections are closed."""
+    app[keys.PROGRESS].close()
+    await app[keys.WRITER].drain(DRAIN_SECONDS)
 
 
 def routes() -> list[web.RouteDef]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from enum import StrEnum
 from time import monotonic
 from typing import Final
@@ -38,13 +39,32 @@ class Progress:
         self._known: set[tuple[str, str]] = set()
         self._fetched = -1.0
         self._fetching = asyncio.Lock()
+        self._waits: set[asyncio.Timeout] = set()
+        self._closing = False
+
+    def close(self) -> None:
+        """Every wait is over now, and will be from now on: the replica ends, and its callers are to have an answer."""
+        self._closing = True
+        for wait in self._waits:
+            if not wait.expired():
+                wait.reschedule(asyncio.get_running_loop().time())
+
+    @asynccontextmanager
+    async def _at_most(self, seconds: float) -> AsyncIterator[None]:
+        """Raises `TimeoutError` after ``seconds``, and when the replica ends."""
+        async with asyncio.timeout(0 if self._closing else seconds) as wait:
+            self._waits.add(wait)
+            try:
+                yield
+            finally:
+                self._waits.discard(wait)
 
     async def reach(self, policy: PolicyName, commit: str, wanted: Sync, seconds: float) -> Sync:
         """Wait until ``wanted`` or the time is over; how far it is then. A policy that is held is waited for no
         longer: only another commit can help it."""
         reached = Sync.PENDING
         try:
-            async with asyncio.timeout(seconds):
+            async with self._at_most(seconds):
                 if wanted is Sync.PENDING or not await self._live(policy, commit):
                     return reached
                 reached = Sync.LIVE
@@ -65,7 +85,7 @@ class Progress:
     async def until_mirrored(self, commit: str, seconds: float) -> bool:
         """Wait until this replica's mirror contains the commit; ``False`` when the time is over before."""
         try:
-            async with asyncio.timeout(seconds):
+            async with self._at_most(seconds):
                 await self._mirrored(commit)
         except TimeoutError:
             return False

@@ -9,27 +9,26 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from time import monotonic, time
 from typing import Any, ClassVar, Final, NoReturn
 
-from reconciler.core.errors import RefusalError, RegopsError, TransientError
+from reconciler.core.errors import RefusalError, RegopsError, TransientError, UnknownOutcomeError
 from reconciler.core.keyspace import Keyspace
-from reconciler.core.ports import Compare, Delete, KeyValue, KeyValueStore, Put, Range, Target, Transaction
+from reconciler.core.ports import Compare, Delete, KeyValue, KeyValueStore, Range, Target, Transaction
 from reconciler.core.records import Record
 from reconciler.edits import KeyHash, KeyReusedError
+from reconciler.leases import LEASE_SECONDS, Leases
 
 log = logging.getLogger(__name__)
 
-LEASE_SECONDS: Final = 15
-"""How long a dead replica's claims stay."""
-KEEP_SECONDS: Final = 24 * 3600
-"""How long an answer is kept; it hangs on a lease that an hour's answers share."""
-SHARED_SECONDS: Final = 3600
 ANSWER_BYTES: Final = 4096
 """The largest answer that is kept."""
 KEYS_PER_CALLER: Final = 10_000
+TIDY_SECONDS: Final = 1.0
+"""How often a claim is looked for that could not be given back."""
 _COUNT_LIFE: Final = 60.0
 _POLL_SECONDS: Final = 0.05
 
@@ -90,22 +89,23 @@ class Ledger:
         self._store = store
         self._keyspace = keyspace
         self._replica = replica
-        self._clock = clock
-        self._lease = 0
-        self._shared: tuple[float, int] = (0.0, 0)
+        self._leases = Leases(store, clock=clock)
         self._counts: dict[str, tuple[float, int]] = {}
-        self._leasing = asyncio.Lock()
+        self._under_way: Counter[str] = Counter()
+        self._loose: dict[str, float] = {}
 
     async def run(self) -> NoReturn:
         """Renew the lease until cancelled. A lost one is replaced when the next claim asks for it."""
+        renewed = monotonic()
         try:
             while True:
-                await asyncio.sleep(LEASE_SECONDS / 3)
-                if self._lease:
-                    await self._renew()
+                await asyncio.sleep(TIDY_SECONDS)
+                await self._tidy()
+                if monotonic() - renewed >= LEASE_SECONDS / 3:
+                    renewed = monotonic()
+                    await self._leases.renew()
         finally:
-            if self._lease:
-                await self._revoke()
+            await self._leases.revoke()
 
     async def begin(self, key: KeyOf, *, patience: float) -> Claim | Answer:
         """The right to run, or the answer that was given; waits up to ``patience`` seconds for one under way.
@@ -137,25 +137,66 @@ class Ledger:
         value = Slot(claim.request, self._replica, document).encode()
         compare = Compare(claim.key, Target.MOD, claim.revision)
         try:
-            put = Put(claim.key, value, await self._day())
-            return (await self._store.commit(Transaction((compare,), (put,)))).succeeded
+            kept = (await self._leases.put_answer(compare, value)).succeeded
         except RegopsError as error:
             log.warning("answer not kept", extra={"reason": error.reason})
             return False
+        if kept:
+            self._ended(claim.key)
+        return kept
 
     async def abandon(self, claim: Claim) -> None:
-        """Free the key: the next request with it runs."""
+        """Free the key: the next request with it runs. Where etcd is away, soon after it is back."""
         compare = Compare(claim.key, Target.MOD, claim.revision)
         try:
             await self._store.commit(Transaction((compare,), (Delete(claim.key),)))
         except RegopsError as error:
-            log.warning("claim ends with its lease", extra={"reason": error.reason})
+            log.warning("claim not given back yet", extra={"reason": error.reason})
+            self._loosen(claim.key)
+        finally:
+            self._ended(claim.key)
 
     async def _claim(self, key: KeyOf, name: str, revision: int) -> Claim | None:
         await self._count(key.caller)
-        put = Put(name, Slot(key.hash.request, self._replica).encode(), await self._own())
-        outcome = await self._store.commit(Transaction((Compare(name, Target.MOD, revision),), (put,)))
+        compare = Compare(name, Target.MOD, revision)
+        self._under_way[name] += 1
+        outcome = None
+        try:
+            outcome = await self._leases.put_claim(compare, Slot(key.hash.request, self._replica).encode())
+        except (UnknownOutcomeError, asyncio.CancelledError):
+            self._loosen(name)
+            raise
+        finally:
+            if outcome is None or not outcome.succeeded:
+                self._ended(name)
         return Claim(name, outcome.revision, key.hash.request) if outcome.succeeded else None
+
+    def _ended(self, name: str) -> None:
+        self._under_way -= Counter((name,))
+
+    def _loosen(self, name: str) -> None:
+        """A claim may be there that nobody runs for, on a lease that this replica keeps alive."""
+        self._loose[name] = monotonic() + LEASE_SECONDS
+
+    async def _tidy(self) -> None:
+        """Give such claims back. Each is looked for until it surely cannot appear any more."""
+        for name, until in list(self._loose.items()):
+            if self._under_way[name]:
+                continue
+            try:
+                await self._give_back(name)
+            except RegopsError as error:
+                log.info("claim not given back yet", extra={"reason": error.reason})
+                return
+            if monotonic() >= until:
+                del self._loose[name]
+
+    async def _give_back(self, name: str) -> None:
+        kvs = (await self._store.read(Range(name))).ranges[0]
+        slot = _slot(kvs[0]) if kvs else None
+        if slot is not None and slot.answer is None and slot.replica == self._replica and not self._under_way[name]:
+            compare = Compare(name, Target.MOD, kvs[0].mod_revision)
+            await self._store.commit(Transaction((compare,), (Delete(name),)))
 
     async def _count(self, caller: str) -> None:
         """Refuse a caller with too many keys. Counted in etcd once a minute, and here in between."""
@@ -167,37 +208,6 @@ class Ledger:
         if count >= KEYS_PER_CALLER:
             raise TooManyKeysError(f"this caller has used {KEYS_PER_CALLER} idempotency keys within a day")
         self._counts[caller] = (counted_at, count + 1)
-
-    # --- leases ------------------------------------------------------------------------------------------------------
-
-    async def _own(self) -> int:
-        async with self._leasing:
-            if not self._lease:
-                self._lease = await self._store.grant(LEASE_SECONDS)
-            return self._lease
-
-    async def _day(self) -> int:
-        async with self._leasing:
-            until, lease = self._shared
-            if self._clock() >= until:
-                lease = await self._store.grant(KEEP_SECONDS + SHARED_SECONDS)
-                self._shared = (self._clock() + SHARED_SECONDS, lease)
-            return lease
-
-    async def _renew(self) -> None:
-        try:
-            if not await self._store.keep_alive(self._lease):
-                self._lease = 0
-        except RegopsError as error:
-            log.warning("lease not renewed", extra={"reason": error.reason})
-            self._lease = 0
-
-    async def _revoke(self) -> None:
-        try:
-            async with asyncio.timeout(1):
-                await self._store.revoke(self._lease)
-        except (RegopsError, TimeoutError):
-            log.debug("lease left to expire")
 
 
 def _digest(*parts: str) -> str:

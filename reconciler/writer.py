@@ -68,6 +68,8 @@ class _Pending:
     arrived: float = field(default_factory=monotonic)
     attempts: int = 0
     alone: bool = False
+    sent: str | None = None
+    """The commit that is on its way: whether it arrives is not known yet."""
 
     def resolve(self, written: Written) -> None:
         if not self.answer.done():
@@ -76,6 +78,14 @@ class _Pending:
     def refuse(self, error: Exception) -> None:
         if not self.answer.done():
             self.answer.set_exception(error)
+
+    def give_up(self) -> None:
+        """The replica ends: what was not sent never will be, of what was sent nobody here learns more."""
+        self.refuse(
+            OutcomeUnknownError(self.sent)
+            if self.sent
+            else TransientError("this replica is shutting down", reason="ShuttingDown")
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +131,7 @@ class Writer:
         self._filled = asyncio.Event()
         self._seen = -float("inf")
         self._doubted = False
+        self._closing = False
 
     async def write(self, write: Write) -> Written:
         """Wait until the write is in the remote branch.
@@ -130,6 +141,8 @@ class Writer:
         waiting withdraws the write as long as it was not committed.
         """
         pending = _Pending(write, asyncio.get_running_loop().create_future())
+        if self._closing:
+            pending.give_up()
         self._queue.append(pending)
         self._filled.set()
         return await pending.answer
@@ -154,7 +167,20 @@ class Writer:
                 while self._waiting():
                     await self._turn()
         finally:
-            self._fail(TransientError("this replica is shutting down", reason="ShuttingDown"))
+            self._give_up(sent=True)
+
+    async def drain(self, seconds: float) -> None:
+        """Take nothing more, refuse what was not sent, and wait so long for what was: then it is an unknown outcome."""
+        self._closing = True
+        self._give_up(sent=False)
+        if self._waiting():
+            await asyncio.wait([pending.answer for pending in self._queue], timeout=seconds)
+        self._give_up(sent=True)
+
+    def _give_up(self, *, sent: bool) -> None:
+        for pending in self._queue:
+            if sent or pending.sent is None:
+                pending.give_up()
 
     def _waiting(self) -> bool:
         self._queue = [pending for pending in self._queue if not pending.answer.done()]
@@ -169,17 +195,20 @@ class Writer:
         except Exception as error:
             log.exception("writing failed unexpectedly")
             self._doubted = True
-            self._fail(RegopsError(f"{type(error).__name__}: {error}", reason="InternalError"))
+            self._fail(_defect(error))
 
     def _fail(self, error: RegopsError) -> None:
         """Refuse everyone who waits now."""
         for pending in self._queue:
-            pending.refuse(error)
+            pending.refuse(OutcomeUnknownError(pending.sent) if pending.sent else error)
 
     # --- one round ---------------------------------------------------------------------------------------------------
 
     async def _round(self) -> None:
         """Decide what can be decided, and push it."""
+        if self._closing:
+            self._give_up(sent=False)
+            return
         head = None if self._doubted else await self._branch.head()
         if head is None:
             head = await self._fetch()
@@ -188,7 +217,9 @@ class Writer:
             # What is left was refused on a head that may be old: look at the remote before saying so.
             self._doubted = self._waiting()
             return
-        await self._send(draft)
+        commits = await self._commit(draft)
+        if commits and not self._closing:
+            await self._send(draft, commits)
 
     async def _fetch(self) -> str:
         started = monotonic()
@@ -240,13 +271,18 @@ class Writer:
         """Its place in the batch; ``None`` when it has its answer, or must be looked at on a newer head."""
         write = pending.write
         if write.key is not None and write.key.scope in known:
-            await self._replay(pending, *known[write.key.scope])
+            if self._certain(pending):  # else the branch may have been reset to before that commit
+                await self._replay(pending, *known[write.key.scope])
             return None
         current = await self._current(tree, write.policy)
         try:
             content = write.decide(current)
         except RefusalError as refusal:
             self._refuse(pending, refusal)
+            return None
+        except Exception as error:
+            log.exception("a write cannot be decided", extra={"request_id": write.request_id})
+            pending.refuse(_defect(error))
             return None
         blobs = content.blob_ids() if content else None
         if blobs != current.blobs:
@@ -280,15 +316,13 @@ class Writer:
 
     # --- commit and push ---------------------------------------------------------------------------------------------
 
-    async def _send(self, draft: _Draft) -> None:
-        """Commit each entry on the one before, and push them together."""
-        commits = await self._commit(draft)
-        if not commits:
-            return
-        await self._observer.intends({commit: entry.pending.write for commit, entry in commits.items()})
-        tip = next(reversed(commits))
-        result, message = await self._settle(draft.head, tip, len(commits))
+    async def _send(self, draft: _Draft, commits: dict[str, _Entry]) -> None:
+        """Push them together, and tell what became of them."""
         pendings = [entry.pending for entry in commits.values()]
+        for commit, entry in commits.items():
+            entry.pending.sent = commit
+        tip = next(reversed(commits))
+        result, message = await self._settle(draft.head, tip, pendings)
         if result is PushResult.ACCEPTED:
             self._pushed(tip)
             for commit, entry in commits.items():
@@ -306,13 +340,15 @@ class Writer:
             pendings[0].refuse(DeclinedError(message))
 
     async def _commit(self, draft: _Draft) -> dict[str, _Entry]:
-        """The commits, oldest first, in the mirror only. Whoever has stopped waiting meanwhile is left out."""
+        """Commit each entry on the one before, in the mirror only; whoever has stopped waiting is left out."""
         commits: dict[str, _Entry] = {}
         tip = draft.head
         for entry in draft.entries:
             if not entry.pending.answer.done():
                 tip = await self._branch.commit(tip, _edit(entry))
                 commits[tip] = entry
+        if commits:
+            await self._observer.intends({commit: entry.pending.write for commit, entry in commits.items()})
         return commits
 
     async def _again(self, pendings: list[_Pending]) -> None:
@@ -324,11 +360,26 @@ class Writer:
                 pending.refuse(ConflictError("others keep pushing to the branch first", reason="BranchContended"))
         await asyncio.sleep(random.uniform(0, _JITTER))  # noqa: S311 jitter is no secret
 
-    async def _settle(self, base: str, tip: str, writes: int) -> tuple[PushResult, str]:
+    async def _settle(self, base: str, tip: str, pendings: list[_Pending]) -> tuple[PushResult, str]:
+        """Push; afterwards only those whose outcome nobody knows are ``sent`` still."""
+        known = False
+        try:
+            result, message = await self._push(base, tip, len(pendings))
+            known = result is not PushResult.UNKNOWN
+        except RegopsError:
+            known = True
+            raise
+        finally:
+            for pending in pendings if known else ():
+                pending.sent = None
+        return result, message
+
+    async def _push(self, base: str, tip: str, writes: int) -> tuple[PushResult, str]:
         """Push until it is known what became of it, or patience ends.
 
         Sending the same commits for the same base again is safe: whichever arrives first wins, and the other one finds
         the tip there already. Once the branch has left the base without the tip, the push can never succeed any more.
+        That a later copy was declined says nothing about the first.
         """
         deadline = monotonic() + self._patience
         uncertain = False
@@ -344,7 +395,9 @@ class Writer:
                 self._observer.pushed(push.result, writes, monotonic() - started)
                 if push.result is PushResult.ACCEPTED:
                     self._seen = started
-                result = await self._landed(tip) if uncertain and push.result is PushResult.MOVED else push.result
+                result = push.result
+                if uncertain and result in {PushResult.MOVED, PushResult.DECLINED}:
+                    result = await self._landed(base, tip)
                 if result is not PushResult.UNKNOWN:
                     return result, push.message
             uncertain = True
@@ -352,13 +405,19 @@ class Writer:
                 return PushResult.UNKNOWN, ""
             await asyncio.sleep(random.uniform(_JITTER, 5 * _JITTER))  # noqa: S311 the same
 
-    async def _landed(self, tip: str) -> PushResult:
-        """After an unanswered push the branch is elsewhere: did it go there by way of our commits?"""
+    async def _landed(self, base: str, tip: str) -> PushResult:
+        """After an unanswered push: did the branch go by way of our commits, or elsewhere, or is it where it was?"""
         try:
             head = await self._fetch()
         except RegopsError:
             return PushResult.UNKNOWN
-        return PushResult.ACCEPTED if await self._source.contains(head, tip) else PushResult.MOVED
+        if await self._source.contains(head, tip):
+            return PushResult.ACCEPTED
+        return PushResult.UNKNOWN if head == base else PushResult.MOVED
+
+
+def _defect(error: Exception) -> RegopsError:
+    return RegopsError(f"{type(error).__name__}: {error}", reason="InternalError")
 
 
 def _written(commit: str, entry: _Entry, verdicts: Mapping[PolicyName, Verdict]) -> Written:
