@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from aiohttp import web
-from fixtures.git import SEED, Remote, executable
+from fixtures.git import SEED, File, Remote, executable
 from fixtures.githttp import GitHost, Mood, git_host
 
 from reconciler.adapters.git import GitSource
@@ -97,13 +97,12 @@ async def test_any_author_makes_a_sound_commit(clone: Clone, remote: Remote, nam
 
 
 async def test_replacing_keeps_what_is_not_published_and_the_modes(clone: Clone, remote: Remote) -> None:
-    remote.commit(
-        {
-            "policies/projects/gamma/rego.rego": executable(b"old"),
-            "policies/projects/gamma/data.json": b"{}",
-            "policies/projects/gamma/rego_test.rego": b"test",
-        }
-    )
+    files: dict[str, File] = {
+        "policies/projects/gamma/rego.rego": executable(b"old"),
+        "policies/projects/gamma/data.json": b"{}",
+        "policies/projects/gamma/rego_test.rego": b"test",
+    }
+    remote.commit(files)
     source = clone()
     base = await source.fetch()
     tip = await source.commit(base, edit())
