@@ -35,6 +35,9 @@ class EditJudge:
         """
         versions = {name: content.blob_ids() for name, content in edits.items()}
         with self._judge.beside(edits.values()):
+            whole = await self._judge.verdicts_in(tree, versions)
+            if whole is not None:
+                return whole
             if PLATFORM in versions:
                 platform = await self._judge.verdict_of_platform(tree, versions[PLATFORM])
                 projects = {name: blobs for name, blobs in versions.items() if name != PLATFORM}

@@ -158,7 +158,7 @@ class PolicySettings(_Group):
     """What may go live."""
 
     namespace: Literal["enforce", "warn"] = "enforce"
-    """`enforce` refuses references out of a policy's own tree; `warn` only reports them."""
+    """`enforce` refuses references out of a policy's own tree; `warn` only reports them, and compiles all together."""
     rego_v0: Literal["warn", "refuse"] = "warn"
     """What becomes of policies in Rego v0 syntax."""
     on_platform_break: Literal["hold-platform", "withdraw-projects"] = "hold-platform"

@@ -97,8 +97,12 @@ class Judge:
         on_platform_break: OnPlatformBreak = "hold-platform",
         max_rego_bytes: int = 524288,
         max_data_bytes: int = 1048576,
+        together: bool = False,
     ) -> None:
+        """``together``: policies may refer to each other, so the whole set is compiled as one."""
         self._source = source
+        self._together = together
+        self._set: tuple[Mapping[PolicyName, BlobIds], Mapping[PolicyName, Verdict]] = ({}, {})
         self._compiler = compiler
         self._withdraw = on_platform_break == "withdraw-projects"
         self._limits = {REGO_FILE: max_rego_bytes, DATA_FILE: max_data_bytes}
@@ -117,16 +121,54 @@ class Judge:
         Raises `TransientError` when Git or the compiler cannot be asked; never for a bad policy.
         """
         draft = _Draft(tree, live, gone)
-        platform = await self._platform(draft)
-        if platform is not None:
-            draft.targets[PLATFORM] = platform
-        await self._projects(draft, platform.blobs if platform else None)
+        if self._together:
+            await self._whole(draft)
+        else:
+            platform = await self._platform(draft)
+            if platform is not None:
+                draft.targets[PLATFORM] = platform
+            await self._projects(draft, platform.blobs if platform else None)
         return Resolution(
             targets=draft.targets,
             held=await self._held(draft),
             withdrawn=tuple(draft.withdrawn),
             warnings=tuple(draft.warnings),
         )
+
+    # --- the whole set at once ---------------------------------------------------------------------------------------
+
+    async def _whole(self, draft: _Draft) -> None:
+        """Hold what OPA blames, until the rest compiles together."""
+        versions = dict(draft.tree.policies)
+        for raw, errors in draft.tree.invalid.items():
+            if invalid := _policy(raw):
+                draft.errors[invalid] = ("InvalidLayout", errors)
+        for name in draft.live.written():
+            if name not in versions and (target := draft.live_target(name)):
+                versions[name] = target.blobs
+        while True:
+            verdicts = await self._set_verdicts(versions)
+            bad = {name: verdict.errors for name, verdict in verdicts.items() if not verdict.valid}
+            if not bad:
+                break
+            _take_out(draft, versions, bad)
+        for name, verdict in verdicts.items():
+            draft.warnings.extend(verdict.warnings)
+            draft.targets[name] = Target(versions[name], verdict.rego_version)
+
+    async def _set_verdicts(self, versions: Mapping[PolicyName, BlobIds]) -> Mapping[PolicyName, Verdict]:
+        """The verdicts of one set; the last set is remembered."""
+        if self._set[0] != versions:
+            verdicts: dict[PolicyName, Verdict] = {}
+            candidates = []
+            for name, blobs in versions.items():
+                if errors := await self._oversized(name, blobs):
+                    verdicts[name] = Verdict(errors)
+                else:
+                    candidates.append(Candidate(name, await self._read(blobs)))
+            verdicts.update(await self._compiler.together(candidates))
+            self._set = (dict(versions), verdicts)
+        return self._set[1]
 
     # --- edits that are in no commit yet -----------------------------------------------------------------------------
 
@@ -149,6 +191,19 @@ class Judge:
     ) -> dict[PolicyName, Verdict]:
         """A verdict for each version with that platform."""
         return await self._judge(versions, platform)
+
+    async def verdicts_in(self, tree: Tree, edits: Mapping[PolicyName, BlobIds]) -> dict[PolicyName, Verdict] | None:
+        """The verdicts of edits inside the whole set that they would be live in; ``None`` where policies stand alone.
+
+        What an edit breaks elsewhere is an error of the edit.
+        """
+        if not self._together:
+            return None
+        before = await self._set_verdicts(tree.policies)
+        sound = {name: blobs for name, blobs in tree.policies.items() if before[name].valid}
+        after = await self._set_verdicts({**sound, **edits})
+        broken = {name: v.errors for name, v in after.items() if not v.valid and name not in edits}
+        return {name: replace(after[name], errors=after[name].errors or _naming(broken)) for name in edits}
 
     async def verdict_of_platform(self, tree: Tree, platform: BlobIds) -> Verdict:
         """The platform's own verdict, and the projects of ``tree`` that work now and would break with it."""
@@ -370,6 +425,29 @@ class Judge:
         except StalledError:  # its files were never of the published kind
             former = draft.live.held.get(name)
             return former.commit if former else draft.tree.commit
+
+
+def _take_out(
+    draft: _Draft, versions: dict[PolicyName, BlobIds], bad: Mapping[PolicyName, tuple[FileError, ...]]
+) -> None:
+    """Put the live version in the place of what is blamed, or nothing.
+
+    Where only what is live already is blamed, a changed policy took away what that one needs: then every changed one
+    gives way.
+    """
+    changed = {
+        name for name, blobs in versions.items() if (target := draft.live_target(name)) is None or target.blobs != blobs
+    }
+    for name in changed & bad.keys() or changed or set(bad):
+        reason, errors = ("ValidationFailed", bad[name]) if name in bad else ("BreaksProjects", _naming(bad))
+        draft.errors.setdefault(name, (reason, errors))
+        target = draft.live_target(name)
+        if target is not None and target.blobs != versions[name]:
+            versions[name] = target.blobs
+        else:
+            del versions[name]
+            if name in draft.live.policies:
+                draft.withdrawn.append(name)
 
 
 def _policy(raw: str) -> PolicyName | None:

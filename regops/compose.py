@@ -175,6 +175,7 @@ async def open_judge(settings: Settings, source: Source) -> AsyncIterator[Judge]
             on_platform_break=policy.on_platform_break,
             max_rego_bytes=policy.max_rego_bytes,
             max_data_bytes=policy.max_data_bytes,
+            together=policy.namespace == "warn",
         )
     finally:
         await compiler.aclose()

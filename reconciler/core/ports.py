@@ -188,6 +188,11 @@ class Compiler(Protocol):
         """
         ...
 
+    async def together(self, candidates: Sequence[Candidate]) -> Mapping[PolicyName, Verdict]:
+        """Judge all as the one set that they would be live as: references between them resolve. Those that are left
+        when every invalid one is taken out compile together. Raises the same."""
+        ...
+
 
 # --- etcd ------------------------------------------------------------------------------------------------------------
 

@@ -104,20 +104,64 @@ class OpaCompiler:
     ) -> Mapping[PolicyName, Verdict]:
         """See `Compiler.validate`."""
         async with self._lock:
-            verdicts: dict[PolicyName, Verdict] = {}
-            items = []
-            # In a thread: a bad data.json of 1 MiB takes a second to be explained.
-            checked = await asyncio.to_thread(
-                lambda: [check_documents(each.policy, each.content, self._limits) for each in candidates]
-            )
-            for candidate, documents in zip(candidates, checked, strict=True):
-                if documents.errors:
-                    verdicts[candidate.policy] = Verdict(documents.errors)
-                else:
-                    items.append(_Item(candidate, documents))
+            verdicts, items = await self._examine(candidates)
             beside = await self._beside(platform) if platform else None
             verdicts.update(await self._batch(items, beside))
             return verdicts
+
+    async def together(self, candidates: Sequence[Candidate]) -> Mapping[PolicyName, Verdict]:
+        """See `Compiler.together`."""
+        async with self._lock:
+            verdicts, items = await self._examine(candidates)
+            blame: dict[PolicyName, Verdict] = {}
+            while items:
+                try:
+                    loaded = await self._load(items, None)
+                except TimeoutError as error:
+                    raise TransientError(
+                        f"compiling {len(items)} policies together took too long",
+                        reason="CompilerUnavailable",
+                        remedy="Raise policy.compile_timeout, or set policy.namespace to enforce.",
+                    ) from error
+                if loaded.active:
+                    return verdicts | {item.policy: await self._inspect(item) for item in items}
+                items = self._without(items, loaded, blame, verdicts)
+            return verdicts
+
+    async def _examine(self, candidates: Sequence[Candidate]) -> tuple[dict[PolicyName, Verdict], list[_Item]]:
+        """What the documents alone refuse, and the rest. In a thread: a bad data.json of 1 MiB takes a second."""
+        checked = await asyncio.to_thread(
+            lambda: [check_documents(each.policy, each.content, self._limits) for each in candidates]
+        )
+        pairs = list(zip(candidates, checked, strict=True))
+        refused = {each.policy: Verdict(documents.errors) for each, documents in pairs if documents.errors}
+        return refused, [_Item(each, documents) for each, documents in pairs if not documents.errors]
+
+    def _without(
+        self,
+        items: list[_Item],
+        loaded: Loaded,
+        blame: dict[PolicyName, Verdict],
+        verdicts: dict[PolicyName, Verdict],
+    ) -> list[_Item]:
+        """The set without those that OPA blames; each is tried as Rego v0 before it goes. When OPA blames nobody, all
+        go: nothing is live that was not seen to compile."""
+        blamed = _blamed(loaded)
+        culprits = {item.policy for item in items if {item.file, f"{item.policy}/{DATA_FILE}"} & blamed}
+        kept: list[_Item] = []
+        for item in items:
+            if culprits and item.policy not in culprits:
+                kept.append(item)
+                continue
+            own = [e for e in loaded.errors if str((e.get("location") or {}).get("file", "")).lstrip("/") == item.file]
+            verdict = Verdict(self._errors(item, Loaded(False, loaded.message, tuple(own))))
+            if item.version and culprits:
+                blame[item.policy] = verdict
+                kept.append(_Item(item.candidate, item.documents, 0))
+            else:
+                old = any(words in str(blame.get(item.policy, verdict).errors) for words in _V0_WORDS)
+                verdicts[item.policy] = verdict if old else blame.get(item.policy, verdict)
+        return kept
 
     # --- judging -----------------------------------------------------------------------------------------------------
 
