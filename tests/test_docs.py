@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from prometheus_client import CollectorRegistry
 
+from api import openapi, problems
+from api.app import routes
 from reconciler import metrics
 from reconciler.core import conditions
 from reconciler.settings import NO_SETTINGS, setting_names
@@ -142,3 +144,37 @@ def test_every_command_that_the_documents_name_exists_with_its_options() -> None
                 word for word in re.findall(r"(?<!\S)--[a-z-]+", rest) if not any(word in text for text in texts)
             ]
             assert unknown == [], f"{page.name}: `regops {command}` does not have this"
+
+
+API = (ROOT / "docs/api.md").read_text()
+
+
+def problem_codes() -> set[str]:
+    """Every code that a `ProblemError` is raised with, and those of the table."""
+    found = set(problems._CODES.values())
+    for file in (ROOT / "api").rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "ProblemError" and len(node.args) > 1:
+                code = node.args[1]
+                if isinstance(code, ast.Constant):
+                    found.add(str(code.value))
+    return found
+
+
+@pytest.mark.parametrize("code", sorted(problem_codes()))
+def test_every_problem_has_its_row(code: str) -> None:
+    assert re.search(rf"^\| \d+ \| `{code}` \| .", API, re.MULTILINE), f"docs/api.md, Problems: a row for {code}"
+
+
+def test_no_row_tells_of_a_problem_that_is_not_there() -> None:
+    assert set(re.findall(r"^\| \d+ \| `(\w+)` \|", API, re.MULTILINE)) == problem_codes()
+
+
+def test_every_route_of_the_api_is_told() -> None:
+    for route in routes():
+        assert f"{route.method} {route.path}`" in API or f"{route.method} {route.path}`," in API, route
+
+
+@pytest.mark.parametrize("header", openapi._HEADERS)
+def test_every_answer_header_is_told(header: str) -> None:
+    assert header in API

@@ -326,3 +326,18 @@ async def test_a_commit_costs_milliseconds_in_a_large_repository(clone: Clone, r
     await source.push(base, tip)
     made = git(remote, "rev-list", "--objects", f"{base}..{tip}").splitlines()
     assert len(made) == 1 + 4 + 1  # the commit, four folders on the way, one file
+
+
+def open_files() -> list[str]:
+    """What this process has open, as the kernel names it."""
+    return [str(file.readlink()) for file in Path("/proc/self/fd").iterdir() if file.is_symlink()]
+
+
+async def test_a_mirror_that_follows_many_commits_keeps_no_replaced_pack_open(clone: Clone, remote: Remote) -> None:
+    """libgit2 keeps packs open that git has replaced since: one file more for every commit, until none was left."""
+    source = clone()
+    for number in range(80):
+        remote.commit({"policies/projects/many/rego.rego": f"package projects.many\n\nmark := {number}\n".encode()})
+        await source.tree(await source.fetch())
+    replaced = [name for name in open_files() if "mirror" in name and "(deleted)" in name]
+    assert replaced == []

@@ -221,6 +221,7 @@ class GitSource:
         except RegopsError as error:
             log.warning("git mirror cannot be packed", extra={"cause": clean(error.message)})
         await self._objects.files(self._folder.packed)
+        await self._objects.refresh()
 
 
 def _head(repository: pygit2.Repository) -> str:

@@ -84,6 +84,11 @@ class Objects:
 
         await self.files(closed)
 
+    async def refresh(self) -> None:
+        """Open the repository anew for the next read. libgit2 keeps every pack open that it has seen, also one that git
+        has replaced since; a walk under way finds it open again."""
+        await self._submit(self._close)
+
     async def aclose(self) -> None:
         """Let the current read end, close the repository and the thread. May be called again."""
         if not self._closed:
