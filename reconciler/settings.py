@@ -75,6 +75,8 @@ class GitSettings(_Group):
     """Seconds after which a fetch is ended and counts as failed; in a first clone, so many without any progress."""
     clone_timeout: Seconds = 600.0
     """Seconds that the first clone, which brings the whole history, may take in all."""
+    push_timeout: Seconds = 20.0
+    """Seconds after which a push without an answer is ended; whether it arrived is then found out, or not known."""
     protocols: Annotated[tuple[Literal["https", "ssh", "file", "http", "git"], ...], Field(min_length=1)] = (
         "https",
         "ssh",

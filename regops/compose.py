@@ -82,6 +82,7 @@ async def open_source(settings: Settings) -> AsyncIterator[GitSource]:
         path=git.path,
         fetch_timeout=git.fetch_timeout,
         clone_timeout=git.clone_timeout,
+        push_timeout=git.push_timeout,
         access=Access(protocols=git.protocols, ssh_key=git.ssh_key, known_hosts=git.known_hosts, ca_file=git.ca_file),
     )
     try:
