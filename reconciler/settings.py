@@ -75,6 +75,8 @@ class GitSettings(_Group):
     """Seconds after which a fetch is ended and counts as failed; in a first clone, so many without any progress."""
     clone_timeout: Seconds = 600.0
     """Seconds that the first clone, which brings the whole history, may take in all."""
+    push_timeout: Seconds = 20.0
+    """Seconds after which a push without an answer is ended; whether it arrived is then found out, or not known."""
     protocols: Annotated[tuple[Literal["https", "ssh", "file", "http", "git"], ...], Field(min_length=1)] = (
         "https",
         "ssh",
@@ -94,8 +96,6 @@ class GitSettings(_Group):
     """User name that goes with `git.token_file`; GitHub and GitLab take any, Bitbucket wants `x-token-auth`."""
     credential_helper: str = ""
     """A credential helper of git instead of `git.token_file`, as `credential.helper` names it."""
-    push_timeout: Seconds = 20.0
-    """Seconds after which a push is ended; what became of it is then found out."""
     committer_name: str = "regops"
     """Committer of the commits that the API makes; their author is the caller."""
     committer_email: str = "regops@localhost"

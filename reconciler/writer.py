@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from time import monotonic, time
 from typing import Final, NoReturn, Protocol
 
-from reconciler.core.errors import ConflictError, RefusalError, RegopsError, TransientError
+from reconciler.core.errors import ConflictError, RefusalError, RegopsError, StalledError, TransientError
 from reconciler.core.model import PLATFORM, BlobIds, Content, PolicyName, Tree, Verdict
 from reconciler.core.ports import Branch, Edit, PushResult, Source
 from reconciler.edits import (
@@ -353,7 +353,6 @@ class Writer:
 
     async def _again(self, pendings: list[_Pending]) -> None:
         """Somebody else was first: decide anew on the new head, after a moment and not for ever."""
-        self._doubted = True
         for pending in pendings:
             pending.attempts += 1
             if pending.attempts >= ATTEMPTS:
@@ -396,8 +395,10 @@ class Writer:
                 if push.result is PushResult.ACCEPTED:
                     self._seen = started
                 result = push.result
-                if uncertain and result in {PushResult.MOVED, PushResult.DECLINED}:
-                    result = await self._landed(base, tip)
+                # Also for the first copy: curl sends a request twice when a connection breaks that it had used before,
+                # and the second one finds the branch moved by the first.
+                if result is PushResult.MOVED or (uncertain and result is PushResult.DECLINED):
+                    result = await self._landed(base, tip, uncertain=uncertain)
                 if result is not PushResult.UNKNOWN:
                     return result, push.message
             uncertain = True
@@ -405,15 +406,20 @@ class Writer:
                 return PushResult.UNKNOWN, ""
             await asyncio.sleep(random.uniform(_JITTER, 5 * _JITTER))  # noqa: S311 the same
 
-    async def _landed(self, base: str, tip: str) -> PushResult:
-        """After an unanswered push: did the branch go by way of our commits, or elsewhere, or is it where it was?"""
+    async def _landed(self, base: str, tip: str, *, uncertain: bool) -> PushResult:
+        """Where the branch is after a refused push: did it go by way of our commits, or elsewhere? While it is where
+        it was, an earlier copy that is ``uncertain`` may still arrive. Raises `StalledError` when it is gone."""
         try:
             head = await self._fetch()
+        except StalledError:
+            if uncertain:
+                return PushResult.UNKNOWN
+            raise
         except RegopsError:
             return PushResult.UNKNOWN
         if await self._source.contains(head, tip):
             return PushResult.ACCEPTED
-        return PushResult.UNKNOWN if head == base else PushResult.MOVED
+        return PushResult.UNKNOWN if uncertain and head == base else PushResult.MOVED
 
 
 def _defect(error: Exception) -> RegopsError:

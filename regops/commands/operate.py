@@ -1,25 +1,22 @@
-"""``regops suspend`` and ``resume``: a person's words to every replica, written into etcd."""
+"""``regops suspend`` and ``resume``: a person's words to every replica."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections.abc import AsyncIterator
 
 import click
 
-from reconciler.operations import Operations
-from regops import compose
 from regops.commands.errors import one_line
 from regops.commands.target import Target, target_options
-from regops.commands.words import who
+from regops.commands.words import open_words
 
 
 @click.command(
     short_help="Stop applying commits; what is live stays.",
     epilog="""\b
-Example:
+Examples:
   regops suspend --reason "incident 4711"
+  regops suspend --server https://regops.example.com --token-file token
 """,
 )
 @click.option("--reason", default="", metavar="TEXT", help="Why, for those who look at the status.")
@@ -48,17 +45,10 @@ def resume(target: Target) -> None:
 
 
 async def _suspend(target: Target, reason: str) -> str:
-    async with _operations(target) as operations:
-        return "suspended" if await operations.suspend(who(), reason) else "was suspended already"
+    async with open_words(target) as words:
+        return "suspended" if await words.suspend(reason) else "was suspended already"
 
 
 async def _resume(target: Target) -> str:
-    async with _operations(target) as operations:
-        return "resumed" if await operations.resume() else "was not suspended"
-
-
-@contextlib.asynccontextmanager
-async def _operations(target: Target) -> AsyncIterator[Operations]:
-    settings = target.settings()
-    async with compose.open_store(settings.etcd) as store:
-        yield Operations(store, compose.keyspace(settings.etcd))
+    async with open_words(target) as words:
+        return "resumed" if await words.resume() else "was not suspended"

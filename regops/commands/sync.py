@@ -5,23 +5,16 @@ from __future__ import annotations
 import asyncio
 import json
 from dataclasses import asdict, dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
-from reconciler.core.conditions import READY, Condition, StatusRecord
 from reconciler.core.errors import RegopsError, StalledError, TransientError
-from reconciler.core.keyspace import Keyspace
-from reconciler.core.ports import KeyValue, KeyValueStore, Range
-from reconciler.core.records import Applied, Record, Suspended
-from reconciler.operations import Operations
-from regops import compose
 from regops.commands.errors import INTERRUPTED, one_line
 from regops.commands.target import Target, target_options
-from regops.commands.words import who
+from regops.commands.words import Seen, Words, open_words
 
 _POLL_SECONDS = 0.1
-RecordT = TypeVar("RecordT", bound=Record)
 
 
 @click.command(
@@ -67,27 +60,12 @@ def sync(
 
 
 @dataclass(frozen=True, slots=True)
-class _Seen:
-    """What etcd says about the leader's work."""
-
-    status: StatusRecord | None
-    applied: Applied | None
-    suspended: Suspended | None
-    led: bool
-
-    @property
-    def ready(self) -> Condition | None:
-        """The leader's word on whether all is well."""
-        return next((c for c in self.status.conditions if c.type == READY), None) if self.status else None
-
-
-@dataclass(frozen=True, slots=True)
 class _Done:
     """What was asked for and, after waiting, what came of it."""
 
     token: str
     confirmed: tuple[str, ...]
-    seen: _Seen | None
+    seen: Seen | None
 
     @property
     def trouble(self) -> RegopsError | None:
@@ -119,35 +97,32 @@ class _Done:
             "confirmed": list(self.confirmed),
             "done": self.seen is not None,
         }
-        if self.seen is None or self.seen.status is None:
+        if self.seen is None:
             return document
         return document | {
             "ready": asdict(self.seen.ready) if self.seen.ready else None,
             "suspended": self.seen.suspended is not None,
-            "attempted": self.seen.status.last_attempted_revision,
-            "applied": self.seen.applied.commit if self.seen.applied else None,
-            "blocked_deletions": list(self.seen.status.blocked_deletions),
-            "foreign_keys": list(self.seen.status.foreign_keys),
+            "attempted": self.seen.attempted,
+            "applied": self.seen.applied,
+            "blocked_deletions": list(self.seen.blocked_deletions),
+            "foreign_keys": list(self.seen.foreign_keys),
         }
 
 
 async def _sync(target: Target, seconds: float | None, confirm: str | None, *, remove_foreign: bool) -> _Done:
-    settings = target.settings()
-    keys = compose.keyspace(settings.etcd)
-    async with compose.open_store(settings.etcd) as store:
-        operations = Operations(store, keys)
-        confirmed = (await operations.confirm(who(), confirm.rpartition(":")[2])).deletions if confirm else ()
-        token = await operations.sync(who(), remove_foreign=remove_foreign)
-        return _Done(token, confirmed, None if seconds is None else await _handled(store, keys, token, seconds))
+    async with open_words(target) as words:
+        confirmed = await words.confirm(confirm.rpartition(":")[2]) if confirm else ()
+        token = await words.sync(remove_foreign=remove_foreign)
+        return _Done(token, confirmed, None if seconds is None else await _handled(words, token, seconds))
 
 
-async def _handled(store: KeyValueStore, keys: Keyspace, token: str, seconds: float) -> _Seen:
+async def _handled(words: Words, token: str, seconds: float) -> Seen:
     seen = None
     try:
         async with asyncio.timeout(seconds):
             while True:
-                seen = await _look(store, keys)
-                if seen.status is not None and seen.status.last_handled_reconcile_at == token:
+                seen = await words.look()
+                if seen.handled == token:
                     return seen
                 await asyncio.sleep(_POLL_SECONDS)
     except TimeoutError as error:
@@ -158,27 +133,10 @@ async def _handled(store: KeyValueStore, keys: Keyspace, token: str, seconds: fl
         ) from error
 
 
-def _hindrance(seen: _Seen | None) -> str:
+def _hindrance(seen: Seen | None) -> str:
     if seen is None:
-        return "etcd does not answer"
+        return "no answer"
     if not seen.led:
         return "no replica leads (is a `regops server` running?)"
     ready = seen.ready
     return f"{ready.reason}: {ready.message}" if ready and ready.status != "True" else "the leader is still at work"
-
-
-async def _look(store: KeyValueStore, keys: Keyspace) -> _Seen:
-    read = await store.read(
-        Range(keys.status), Range(keys.applied), Range(keys.suspended), Range(keys.leader, keys_only=True)
-    )
-    status, applied, suspended, leader = read.ranges
-    return _Seen(
-        _decoded(StatusRecord, status), _decoded(Applied, applied), _decoded(Suspended, suspended), bool(leader)
-    )
-
-
-def _decoded(kind: type[RecordT], kvs: tuple[KeyValue, ...]) -> RecordT | None:
-    try:
-        return kind.decode(kvs[0].value) if kvs else None
-    except (ValueError, TypeError, KeyError) as error:
-        raise RegopsError(f"{kvs[0].key} in etcd cannot be read", reason="InvalidRecord") from error

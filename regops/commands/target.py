@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from reconciler.core.errors import StalledError, StoreError
+from reconciler.core.errors import RegopsError, StalledError, StoreError
 from reconciler.settings import Settings, load
 
 if TYPE_CHECKING:
@@ -136,18 +136,28 @@ def own_url(host: str, port: int) -> str:
 
 async def get_status(target: Target) -> dict[str, Any]:
     """The document of ``GET /status``. Raises `StoreError` when there is no answer, or none of regops."""
+    document = await _ask(target, "GET", "/status", None)
+    if "conditions" not in document:
+        raise _unavailable(f"{target.url()}/status is no status of regops")
+    return document
+
+
+async def post(target: Target, path: str, body: dict[str, Any]) -> dict[str, Any]:
+    """POST to a server's API, and its answer. Raises `StoreError`, and `StalledError` for what it refuses."""
+    return await _ask(target, "POST", path, body)
+
+
+async def _ask(target: Target, method: str, path: str, body: dict[str, Any] | None) -> dict[str, Any]:
     import aiohttp  # noqa: PLC0415 commands that do not ask a server start quicker without it
 
-    url = f"{target.url()}/status"
+    url, headers = f"{target.url()}{path}", {"Authorization": f"Bearer {target.token()}"}
     try:
         async with (
             aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=_TIMEOUT)) as session,
-            session.get(url, headers={"Authorization": f"Bearer {target.token()}"}) as answer,
+            session.request(method, url, headers=headers, json=body) as answer,
         ):
-            if answer.status in {401, 403}:
+            if answer.status >= 400:  # noqa: PLR2004 errors of HTTP
                 raise await _refused(url, answer)
-            if answer.status != 200:  # noqa: PLR2004 OK
-                raise _unavailable(f"{url} answers {answer.status} {answer.reason}")
             document = await answer.json()
     except aiohttp.ClientConnectorError as error:
         raise _unavailable(f"{url} does not answer: {error.os_error.strerror or error.os_error}") from error
@@ -155,15 +165,25 @@ async def get_status(target: Target) -> dict[str, Any]:
         raise _unavailable(f"{url} does not answer within {_TIMEOUT:g} s") from error
     except (aiohttp.ClientError, ValueError) as error:
         raise _unavailable(f"{url} is no answer of regops: {type(error).__name__}") from error
-    if not isinstance(document, dict) or "conditions" not in document:
-        raise _unavailable(f"{url} is no status of regops")
+    if not isinstance(document, dict):
+        raise _unavailable(f"{url} is no answer of regops")
     return document
 
 
-async def _refused(url: str, answer: aiohttp.ClientResponse) -> StalledError:
-    problem = await answer.json(content_type=None)
-    said = problem.get("detail", answer.reason) if isinstance(problem, dict) else answer.reason
-    return StalledError(f"{url}: {said}", reason="Unauthorized", remedy="Give another token with --token-file FILE.")
+async def _refused(url: str, answer: aiohttp.ClientResponse) -> RegopsError:
+    """The problem that a server answers, in its own words."""
+    try:
+        problem = await answer.json(content_type=None)
+    except ValueError:
+        problem = None
+    if not isinstance(problem, dict) or "code" not in problem:
+        return _unavailable(f"{url} answers {answer.status} {answer.reason}")
+    if problem["code"] in {"unauthorized", "forbidden"}:
+        remedy = "Give another token with --token-file FILE."
+        return StalledError(f"{url}: {problem['detail']}", reason="Unauthorized", remedy=remedy)
+    if problem["code"] == "unavailable":
+        return StoreError(f"{url}: {problem['detail']}", reason="ServerUnavailable", remedy="Try again.")
+    return StalledError(str(problem["detail"]), reason="Refused")
 
 
 def _unavailable(message: str) -> StoreError:
