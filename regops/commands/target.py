@@ -183,7 +183,7 @@ async def _refused(url: str, answer: aiohttp.ClientResponse) -> RegopsError:
         return StalledError(f"{url}: {problem['detail']}", reason="Unauthorized", remedy=remedy)
     if problem["code"] == "unavailable":
         return StoreError(f"{url}: {problem['detail']}", reason="ServerUnavailable", remedy="Try again.")
-    return StalledError(str(problem["detail"]), reason="Refused")
+    return StalledError(str(problem["detail"]))
 
 
 def _unavailable(message: str) -> StoreError:

@@ -96,12 +96,19 @@ def test_a_server_that_is_not_there_or_is_no_regops_is_one_line(
             thread.join(5)
 
 
-@pytest.mark.parametrize("command", ["sync", "suspend", "resume", "plan"])
-def test_what_speaks_to_etcd_does_not_take_another_system_in_silence(command: str) -> None:
-    """`--server` was passed over: the command then changed the `regops dev` in the current folder."""
-    done = CliRunner().invoke(main, [command, "--server", "http://regops.example.com"])
+def test_what_speaks_to_etcd_does_not_take_another_system_in_silence() -> None:
+    """`--server` was passed over: the command then looked at the `regops dev` in the current folder."""
+    done = CliRunner().invoke(main, ["plan", "--server", "http://regops.example.com"])
     assert done.exit_code == 1
     assert "Give --config FILE with the settings of that server, or --state." in done.output
+
+
+@pytest.mark.parametrize("command", ["sync", "suspend", "resume", "status", "fleet"])
+def test_what_speaks_to_a_server_asks_for_a_token(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("REGOPS_TOKEN", raising=False)
+    done = CliRunner().invoke(main, [command, "--server", "http://127.0.0.1:1"])
+    assert done.exit_code == 1
+    assert "Give one with --token-file FILE or in REGOPS_TOKEN." in done.output
 
 
 def test_a_file_of_the_settings_that_is_not_there_is_one_line(tmp_path: Path) -> None:

@@ -146,6 +146,30 @@ def test_sync_says_what_came_of_it_for_people_and_for_programs(dev: Dev) -> None
     assert told(dev, "sync", "--confirm", "1234567", code=1).startswith("Error: no deletions are blocked: ")
 
 
+def test_a_server_is_told_by_its_api_with_a_token(dev: Dev, tmp_path: Path) -> None:
+    ready = dev.ready()
+    admin, reader = tmp_path / "admin", tmp_path / "reader"
+    admin.write_text(f"{ready['tokens']['admin']}\n")
+    reader.write_text(ready["tokens"]["reader"])
+
+    def by_server(token: Path, *words: str) -> tuple[int, str]:
+        done = CliRunner().invoke(main, [*words, "--server", ready["api"], "--token-file", str(token)])
+        assert len(done.stderr.splitlines()) <= 1, done.stderr
+        return done.exit_code, done.output
+
+    assert by_server(admin, "suspend", "--reason", "by the API") == (0, "suspended\n")
+    code, said = by_server(admin, "sync", "--wait")
+    assert (code, "suspended by admin" in said, "(by the API)" in said) == (1, True, True)
+    assert by_server(admin, "resume") == (0, "resumed\n")
+    assert by_server(admin, "resume") == (0, "was not suspended\n")
+    code, said = by_server(admin, "sync", "--wait", "--json")
+    assert (code, json.loads(said)["ready"]["status"]) == (0, "True")
+    code, said = by_server(admin, "sync", "--confirm", "1234567")
+    assert (code, "no deletions are blocked" in said) == (1, True)
+    code, said = by_server(reader, "suspend")
+    assert (code, "platform_admin" in said, "--token-file" in said) == (1, True, True)
+
+
 def test_foreign_keys_are_reported_and_go_only_when_asked(dev: Dev) -> None:
     odd, project = "/policies/odd", "/policies/projects/ghost/rego.rego"
     for key in (odd, project):
