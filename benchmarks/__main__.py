@@ -1,4 +1,4 @@
-"""``python -m benchmarks [--quick]``: print the tables and write them, with machine and versions, to ``results/``."""
+"""``python -m benchmarks [api …] [--quick]``: tables, with machine and versions; whole runs go to ``results/`` too."""
 
 from __future__ import annotations
 
@@ -10,13 +10,16 @@ import subprocess
 import sys
 from pathlib import Path
 
-from benchmarks import propagation
+from benchmarks import api_report, propagation
 from regops import toolchain
 
 RESULTS = Path(__file__).parent / "results"
 
 
 def main() -> None:
+    if sys.argv[1:2] == ["api"]:
+        api_report.main(sys.argv[2:], _machine()[:-1], RESULTS)
+        return
     quick = "--quick" in sys.argv[1:]
     lines = [*_machine(), ""]
     lines += ["Propagation: `git push` returned → OPA decides by the new rule, ms; floor: the same bundle, bare server"]
