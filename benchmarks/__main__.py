@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Awaitable, Callable
 
-from benchmarks import memory, passes, propagation, served
+from benchmarks import api_report, memory, passes, propagation, served
 from benchmarks.report import Table
 
 Section = Callable[[bool], Awaitable[Table]]
@@ -30,6 +30,9 @@ SECTIONS: dict[str, tuple[str, Section]] = {
         lambda quick: served.served((10,) if quick else (10, 100, 400, 1000), 5 if quick else 20),
     ),
     "memory": ("memory of server and agent", lambda quick: memory.memory((100,) if quick else (100, 1000))),
+    "api-reads": ("GET and 304 beside a bare handler", lambda quick: api_report.reads(quick=quick)),
+    "api-writes": ("PUTs beside a script's git commands", lambda quick: api_report.writes(quick=quick)),
+    "api-active": ("PUT until every OPA enforces it", lambda quick: api_report.active(quick=quick)),
     "growth": ("memory over many passes", lambda quick: passes.growth(100, 100 if quick else 1000)),
 }
 
