@@ -78,6 +78,7 @@ def test_one_changed_value_is_a_diff_of_one_line() -> None:
         (b'{"a": "\\ud800"}', 1, 8, "surrogate"),
         (b'{"\\udc00": 1}', 1, 3, "surrogate"),
         (b'{"a": ["x", "\\ud83d"]}', 1, 14, "surrogate"),
+        (b'{"a":' * 63 + b'["\\ud83d"]' + b"}" * 63, 1, 318, "surrogate"),
         (b'{"a": 01}', 1, 7, "no JSON value"),
         (b'{"a": 1,}', 1, 8, "remove the comma"),
         (b"{'a': 1}", 1, 2, "double quotes"),
@@ -137,6 +138,10 @@ def test_a_short_request_does_not_grow_into_a_long_text() -> None:
         nested = [nested]
     with pytest.raises(TooLongError):
         dump({"a": nested}, limit=1_000_000)
+    sheet = texts._Sheet(limit=1000)
+    with pytest.raises(TooLongError):
+        sheet.value(nested, None, "\n")
+    assert sheet.length < 2000
     assert compact_size({"a": nested}, 100_000) == 2 * 10_000 + len('{"a":[]}') + 120 - 1
 
 
