@@ -27,6 +27,8 @@ class Caller:
     projects: frozenset[str]
     claims: Mapping[str, Any] = field(repr=False, compare=False)
     """Every claim of the token, as signed: what the platform's policy gets to see."""
+    token: bytes = field(default=b"", repr=False, compare=False)
+    """Digest of the token, so that what is known about one can be found again; empty: nothing is to be remembered."""
 
     @property
     def is_admin(self) -> bool:

@@ -41,6 +41,11 @@ def caller_of(claims: Mapping[str, Any], settings: AuthSettings, now: float) -> 
     return caller
 
 
+def ends_at(claims: Mapping[str, Any]) -> float:
+    """When a token that counts now is refused, in seconds since the epoch."""
+    return float(claims["exp"]) + LEEWAY
+
+
 def _check_times(claims: Mapping[str, Any], now: float) -> None:
     expires, begins, issued = (_time(claims, name) for name in ("exp", "nbf", "iat"))
     if expires is None:

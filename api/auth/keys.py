@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
-from typing import NoReturn
+from typing import Final, NoReturn
 
 from api.auth.jwks import Key, KeySet, parse_jwks
 from api.auth.key_sources import KeySource
@@ -14,6 +14,8 @@ from api.auth.refusals import invalid_token
 from reconciler.core.errors import TransientError
 
 log = logging.getLogger(__name__)
+
+_NONE: Final = KeySet(())
 
 
 class Keys:
@@ -49,10 +51,10 @@ class Keys:
 
     async def find(self, kid: str | None, algorithm: str) -> Key:
         """The key of that name. Raises the 401 when the issuer has none, `TransientError` when that cannot be known."""
-        found = self._current().find(kid, algorithm)
+        found = self.current.find(kid, algorithm)
         if found is None:
             await self._look_again()
-            found = self._current().find(kid, algorithm)
+            found = self.current.find(kid, algorithm)
         if found is not None:
             return found
         if self._failure is not None:
@@ -66,12 +68,16 @@ class Keys:
     @property
     def usable(self) -> bool:
         """Whether there is any key to verify with."""
-        return bool(self._current().keys)
+        return bool(self.current.keys)
 
-    def _current(self) -> KeySet:
-        """What may be used now: nothing, once the last sound answer is too old."""
+    @property
+    def current(self) -> KeySet:
+        """What may be used now: nothing, once the last sound answer is too old.
+
+        The same object until the issuer's answer is another one.
+        """
         if self._set is None or self._clock() - self._read_at > self._max_age:
-            return KeySet(())
+            return _NONE
         return self._set
 
     async def _look_again(self) -> None:
@@ -91,7 +97,7 @@ class Keys:
                 self._take(raw)
         except TransientError as error:
             if self._failure is None:
-                log.warning("keys not refreshed", extra={"error": str(error), "kept": len(self._current().keys)})
+                log.warning("keys not refreshed", extra={"error": str(error), "kept": len(self.current.keys)})
             self._failure = error
         else:
             if self._failure is not None:
