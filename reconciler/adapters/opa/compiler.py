@@ -385,4 +385,5 @@ def _error(item: _Item, error: Mapping[str, Any]) -> FileError:
     message = with_remedy(str(error.get("message") or "OPA refuses it"), item.policy)
     if file != item.file:
         return FileError(item.file, f"{message} (at {file}:{place.get('row')})")
-    return FileError(file, message, place.get("row"), place.get("col"))
+    # At the end of a file OPA counts columns from 0.
+    return FileError(file, message, place.get("row"), max(1, int(place.get("col") or 1)))
