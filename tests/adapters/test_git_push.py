@@ -188,7 +188,7 @@ async def test_a_push_that_hangs_is_ended_and_unknown(clone: Clone, remote: Remo
         assert (await source.push(base, tip)).result is PushResult.UNKNOWN
         assert time.monotonic() - began < 5
         await host.become(Mood.SERVE)
-        # The held one arrives at last, perhaps while the other is under way: then that one finds the branch moved, by us.
+        # The held one arrives at last, perhaps while the other is under way: that one finds the branch moved, by us.
         again = await source.push(base, tip)
         assert again.result in {PushResult.ACCEPTED, PushResult.MOVED}
         assert (await source.push(base, tip)).result is PushResult.ACCEPTED
