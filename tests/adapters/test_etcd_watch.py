@@ -203,3 +203,22 @@ async def _silent(batches: AsyncIterator[WatchBatch], seconds: float) -> asyncio
             if not done:
                 return waiting
             assert waiting.result().events == ()
+
+
+async def test_a_watch_that_is_cancelled_ends_whatever_it_was_doing(etcd_server: EtcdServer) -> None:
+    """A lost cancellation keeps a server from ending, so it is cancelled at each step of its way to the first event."""
+    async with connected(etcd_server.endpoint) as store:
+        await store.read(Range("watched"))
+
+        async def follow() -> None:
+            async with store.watch(Range("watched"), from_revision=1) as batches:
+                async for _ in batches:
+                    pass
+
+        for steps in range(120):
+            watching = asyncio.create_task(follow())
+            for _ in range(steps):
+                await asyncio.sleep(0)
+            watching.cancel()
+            _, left = await asyncio.wait({watching}, timeout=5)
+            assert not left, f"cancelled after {steps} steps"

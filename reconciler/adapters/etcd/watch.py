@@ -96,7 +96,8 @@ class Watcher:
         call = rpc.WatchStub(channel).Watch(metadata=(*metadata, ("hasleader", "true")))
         events: list[Event] = []
         try:
-            await asyncio.wait_for(call.write(self._create()), _CONNECT_SECONDS)
+            async with asyncio.timeout(_CONNECT_SECONDS):  # `wait_for` of Python 3.11 can lose a cancellation
+                await call.write(self._create())
             async with contextlib.aclosing(_responses(call)) as responses:
                 async for response in responses:
                     self._refused(response)
@@ -184,7 +185,8 @@ async def _responses(call: Any) -> AsyncGenerator[Any, None]:
             else:
                 asked = True
                 progress = pb.WatchRequest(progress_request=pb.WatchProgressRequest())
-                await asyncio.wait_for(call.write(progress), _PROBE_SECONDS)
+                async with asyncio.timeout(_PROBE_SECONDS):
+                    await call.write(progress)
     finally:
         if reading is not None:
             reading.cancel()
