@@ -129,7 +129,7 @@ class Writer:
         self._patience = patience
         self._queue: list[_Pending] = []
         self._filled = asyncio.Event()
-        self._seen = -float("inf")
+        self._seen = self._basis = -float("inf")
         self._doubted = False
         self._closing = False
 
@@ -209,8 +209,10 @@ class Writer:
         if self._closing:
             self._give_up(sent=False)
             return
+        self._basis = self._seen  # noted before: what previews fetch while this round runs is not the head it stands on
         head = None if self._doubted else await self._branch.head()
         if head is None:
+            self._basis = monotonic()
             head = await self._fetch()
         draft = await self._draft(head)
         if not draft.entries:
@@ -308,7 +310,7 @@ class Writer:
 
     def _certain(self, pending: _Pending) -> bool:
         """Whether the head in use was the remote's at some moment after the write arrived."""
-        return self._seen >= pending.arrived
+        return self._basis >= pending.arrived
 
     def _refuse(self, pending: _Pending, refusal: RefusalError) -> None:
         if self._certain(pending):
