@@ -12,7 +12,7 @@ from typing import Any, Final
 from aiohttp import web
 
 from api import bodies, keys
-from api.audited import ATTEMPT
+from api.audited import ATTEMPT, Attempt
 from api.auth import Action
 from api.diffs import unified
 from api.envelope import REQUEST_ID
@@ -34,6 +34,7 @@ _MERGE: Final = "application/merge-patch+json"
 _KEY_LENGTH: Final = 255
 _NOT_KEPT: Final = frozenset({401, 403, 429})
 _SERVER_ERRORS: Final = 500
+_REPLAYED: Final = "replayed"
 _RESERVED: Final = 512
 """Bytes of a kept answer that its headers and field names may take."""
 
@@ -139,8 +140,22 @@ async def _once(request: web.Request, policy: PolicyName, decide: Decide, raw: b
     ledger = request.app[keys.LEDGER]
     claim = await ledger.begin(key, patience=LIVE_SECONDS)
     if isinstance(claim, Answer):
-        return Answer(claim.status, claim.body, {**claim.headers, "Idempotent-Replay": "true"})
-    return await _claimed(request, policy, decide, key.hash, claim)
+        _note_replay(request[ATTEMPT], claim)
+        return _replayed(claim)
+    answer = await _claimed(request, policy, decide, key.hash, claim)
+    return _replayed(answer) if request[ATTEMPT].result == _REPLAYED else answer
+
+
+def _replayed(answer: Answer) -> Answer:
+    return Answer(answer.status, answer.body, {**answer.headers, "Idempotent-Replay": "true"})
+
+
+def _note_replay(attempt: Attempt, answer: Answer) -> None:
+    """For the audit event: which commit was told again, or which refusal."""
+    attempt.commit, attempt.etag_after = answer.headers.get("Policy-Commit"), answer.headers.get("ETag")
+    attempt.result = _REPLAYED
+    if attempt.commit is None:
+        attempt.etag_after, attempt.result = None, str(json.loads(answer.body)["code"])
 
 
 async def _claimed(request: web.Request, policy: PolicyName, decide: Decide, key: KeyHash, claim: Claim) -> Answer:
@@ -220,7 +235,7 @@ def _bounded(document: dict[str, Any], entries: str) -> str:
 def _result(written: Written) -> str:
     """The audit event's word."""
     if written.replayed:
-        return "replayed"
+        return _REPLAYED
     if not written.changed:
         return "unchanged"
     return "deleted" if written.after is None else "created" if written.before is None else "updated"

@@ -60,6 +60,17 @@ async def test_each_end_of_a_write_has_its_event(replica: Replica) -> None:
     assert {e["resource"] for name, e in found.items() if name != "r10"} == {"projects/told"}
 
 
+async def test_an_answer_that_is_given_again_is_audited_as_what_it_is(replica: Replica) -> None:
+    """Both were `done`, without a commit: a refusal that was repeated looked like a write that had been granted."""
+    first = await replica.put("again", Idempotency_Key="audit-1")
+    await replica.put("again", Idempotency_Key="audit-1", X_Request_ID="again-1")
+    await replica.put("again", If_Match='"x"', Idempotency_Key="audit-2")
+    await replica.put("again", If_Match='"x"', Idempotency_Key="audit-2", X_Request_ID="again-2")
+    granted, refused = event(replica, "again-1"), event(replica, "again-2")
+    assert (granted["result"], granted["commit"], granted["etag_after"]) == ("replayed", first.commit, first.etag)
+    assert (refused["result"], refused["commit"], refused["etag_after"]) == ("conflict", None, None)
+
+
 async def test_what_writes_nothing_leaves_no_event(replica: Replica) -> None:
     before = len(replica.audit())
     await replica.get("/policies/alpha")
