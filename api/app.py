@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from aiohttp import web
 from prometheus_client import CollectorRegistry
 
-from api import admin, documents, keys, policies, status, writes
+from api import admin, documents, keys, policies, status, wire, writes
 from api.audited import Auditor
 from api.auth import Authorizer, Verifier
 from api.envelope import envelope
@@ -59,7 +59,8 @@ class Parts:
 def create_app(parts: Parts) -> web.Application:
     """The HTTP face of one replica."""
     app = web.Application(
-        middlewares=[envelope], handler_args={"max_field_size": HEADER_BYTES, "auto_decompress": False}
+        middlewares=[envelope],
+        handler_args={"max_field_size": HEADER_BYTES, "auto_decompress": False, "logger": wire.LOG},
     )
     app[keys.STORE] = parts.store
     app[keys.KEYSPACE] = parts.keyspace
@@ -80,7 +81,10 @@ def create_app(parts: Parts) -> web.Application:
     app[keys.PROGRESS] = parts.progress
     app[keys.OPERATIONS] = parts.operations
     app.on_shutdown.append(_answer_all)
-    app.add_routes(routes())
+    app.add_routes(
+        web.RouteDef(route.method, route.path, route.handler, {**route.kwargs, "expect_handler": wire.expect})
+        for route in routes()
+    )
     if parts.serve_metrics:
         app.add_routes([web.get("/metrics", status.metrics)])
     return app

@@ -17,6 +17,7 @@ from api.audited import ATTEMPT, attempt_of
 from api.auth import authorization_of
 from api.problems import ProblemError, problem_of
 from api.requests import CALLER
+from api.wire import check_expectation
 
 log = logging.getLogger("api.request")
 
@@ -50,6 +51,7 @@ async def _answer(request: web.Request, handler: Handler, request_id: str) -> tu
     if attempt is not None:
         request[ATTEMPT] = attempt
     try:
+        check_expectation(request)
         if request.path not in OPEN:
             request[CALLER] = caller = await request.app[keys.VERIFIER].verify(authorization_of(request.headers))
             if attempt is not None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+from collections.abc import Callable
 from typing import Final
 
 from aiohttp import web
@@ -12,12 +14,16 @@ from api.auth import Action, may_read
 from api.preconditions import Preconditions
 from api.problems import ProblemError
 from api.requests import authorized, choice, commit_of, policy_of, seconds
+from api.texts import strict_object
 from reconciler.agent.state import MirrorState
+from reconciler.core.limits import Limits
 from reconciler.core.model import Content, PolicyName
 from reconciler.core.records import Held
 
 _PAGE: Final = 100
 _LIMIT: Final = 1000
+_DIGITS: Final = 9
+_LIMITS: Final = Limits()
 _MIN_COMMIT_SECONDS: Final = 5.0
 _LONGEST_SECONDS: Final = 60.0
 
@@ -62,7 +68,7 @@ async def _live(request: web.Request, policy: PolicyName) -> web.Response:
     headers = {"ETag": found.meta.etag, "Policy-Commit": found.meta.commit}
     if held is not None:
         headers["Policy-Held"] = held.reason
-    return _answer(request, found.content, headers)
+    return _answer(request, headers, lambda: _body(found.content))
 
 
 async def _head(request: web.Request, policy: PolicyName) -> web.Response:
@@ -75,27 +81,32 @@ async def _head(request: web.Request, policy: PolicyName) -> web.Response:
         errors = tree.invalid.get(policy, ())
         raise ProblemError(404, "not_found", f"{policy} is not at the branch's head", errors=errors)
     headers = {"ETag": blobs.etag, "Policy-Commit": (await source.last_change(commit, policy)).commit}
-    return _answer(request, await source.read(blobs), headers)
+    body = await asyncio.to_thread(_body_at_head, await source.read(blobs))
+    return _answer(request, headers, lambda: body)
 
 
-def _answer(request: web.Request, content: Content, headers: dict[str, str]) -> web.Response:
+def _answer(request: web.Request, headers: dict[str, str], body: Callable[[], bytes]) -> web.Response:
     headers["Cache-Control"] = "no-cache"
     if Preconditions.of(request.headers).not_modified(headers["ETag"]):
         return web.Response(status=304, headers=headers)
-    return web.Response(body=_body(content), headers=headers, content_type="application/json")
+    return web.Response(body=body(), headers=headers, content_type="application/json")
 
 
 def _body(content: Content) -> bytes:
-    """{"rego", "data"}; the data's own text stands in it, so that no number changes its form. Data that is no JSON (of
-    a held version) is given as ``data_text``."""
-    rego = _text(content.rego)
+    """{"rego", "data"}; the data's own text stands in it, so that no number changes its form."""
     if content.data is None:
-        return b'{"rego":%b}' % rego
+        return b'{"rego":%b}' % _text(content.rego)
+    return b'{"rego":%b,"data":%b}' % (_text(content.rego), content.data)
+
+
+def _body_at_head(content: Content) -> bytes:
+    """The same of what nobody has judged: data that a PUT would not take as an object is given as ``data_text``."""
     try:
-        json.loads(content.data)
-    except ValueError:
-        return b'{"rego":%b,"data_text":%b}' % (rego, _text(content.data))
-    return b'{"rego":%b,"data":%b}' % (rego, content.data)
+        if content.data is not None:
+            strict_object(content.data.decode(), _LIMITS.nesting)
+    except (ValueError, RecursionError):
+        return b'{"rego":%b,"data_text":%b}' % (_text(content.rego), _text(content.data or b""))
+    return _body(content)
 
 
 def _text(raw: bytes) -> bytes:
@@ -124,7 +135,8 @@ def _state(request: web.Request) -> MirrorState:
 
 def _limit(request: web.Request) -> int:
     text = request.query.get("limit", str(_PAGE))
-    if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= _LIMIT:
+    # Python reads no integer of more than 4300 digits.
+    if not text.isascii() or not text.isdigit() or len(text) > _DIGITS or not 1 <= int(text) <= _LIMIT:
         raise ProblemError(400, "validation_error", f"?limit= must be a number from 1 to {_LIMIT}, not {text[:20]!r}")
     return int(text)
 

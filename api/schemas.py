@@ -61,7 +61,7 @@ class PolicyAnswer(PolicyBody):
     """A policy, as it is read: written back unchanged, it changes nothing."""
 
     data_text: str | None = Field(default=None, json_schema_extra=_never_null)
-    """In the place of `data`, with `ref=head` only: data in Git that is no JSON."""
+    """In the place of `data`, with `ref=head` only: data in Git that is no JSON object, or none that may go live."""
 
 
 class Place(_Schema):

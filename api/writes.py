@@ -3,17 +3,18 @@ happens in between is `reconciler.writer`."""
 
 from __future__ import annotations
 
-import difflib
+import asyncio
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
 from aiohttp import web
 
 from api import bodies, keys
-from api.audited import ATTEMPT
+from api.audited import ATTEMPT, Attempt
 from api.auth import Action
+from api.diffs import unified
 from api.envelope import REQUEST_ID
 from api.patch import merged, patched, replaced
 from api.preconditions import Preconditions
@@ -33,6 +34,7 @@ _MERGE: Final = "application/merge-patch+json"
 _KEY_LENGTH: Final = 255
 _NOT_KEPT: Final = frozenset({401, 403, 429})
 _SERVER_ERRORS: Final = 500
+_REPLAYED: Final = "replayed"
 _RESERVED: Final = 512
 """Bytes of a kept answer that its headers and field names may take."""
 
@@ -115,7 +117,7 @@ class _Wish:
 async def _change(request: web.Request, policy: PolicyName, decide: Decide, raw: bytes) -> web.Response:
     wish = _wish(request)
     if flag(request, "dry_run"):
-        return _dry_run(policy, await request.app[keys.WRITER].preview(_write(request, policy, decide, None)))
+        return await _dry_run(policy, await request.app[keys.WRITER].preview(_write(request, policy, decide, None)))
     with request.app[keys.GATE].enter(caller_of(request).id):
         answer = await _once(request, policy, decide, raw)
     headers = dict(answer.headers)
@@ -138,8 +140,22 @@ async def _once(request: web.Request, policy: PolicyName, decide: Decide, raw: b
     ledger = request.app[keys.LEDGER]
     claim = await ledger.begin(key, patience=LIVE_SECONDS)
     if isinstance(claim, Answer):
-        return Answer(claim.status, claim.body, {**claim.headers, "Idempotent-Replay": "true"})
-    return await _claimed(request, policy, decide, key.hash, claim)
+        _note_replay(request[ATTEMPT], claim)
+        return _replayed(claim)
+    answer = await _claimed(request, policy, decide, key.hash, claim)
+    return _replayed(answer) if request[ATTEMPT].result == _REPLAYED else answer
+
+
+def _replayed(answer: Answer) -> Answer:
+    return Answer(answer.status, answer.body, {**answer.headers, "Idempotent-Replay": "true"})
+
+
+def _note_replay(attempt: Attempt, answer: Answer) -> None:
+    """For the audit event: which commit was told again, or which refusal."""
+    attempt.commit, attempt.etag_after = answer.headers.get("Policy-Commit"), answer.headers.get("ETag")
+    attempt.result = _REPLAYED
+    if attempt.commit is None:
+        attempt.etag_after, attempt.result = None, str(json.loads(answer.body)["code"])
 
 
 async def _claimed(request: web.Request, policy: PolicyName, decide: Decide, key: KeyHash, claim: Claim) -> Answer:
@@ -219,7 +235,7 @@ def _bounded(document: dict[str, Any], entries: str) -> str:
 def _result(written: Written) -> str:
     """The audit event's word."""
     if written.replayed:
-        return "replayed"
+        return _REPLAYED
     if not written.changed:
         return "unchanged"
     return "deleted" if written.after is None else "created" if written.before is None else "updated"
@@ -266,7 +282,7 @@ def _key(request: web.Request, raw: bytes) -> KeyOf | None:
 # --- dry run ---------------------------------------------------------------------------------------------------------
 
 
-def _dry_run(policy: PolicyName, preview: Preview) -> web.Response:
+async def _dry_run(policy: PolicyName, preview: Preview) -> web.Response:
     """The verdict and the commit's diff."""
     after = preview.content.blob_ids().etag if preview.content else None
     return web.json_response(
@@ -274,7 +290,7 @@ def _dry_run(policy: PolicyName, preview: Preview) -> web.Response:
             "valid": not preview.errors,
             "errors": [asdict(error) for error in preview.errors],
             "warnings": [asdict(warning) for warning in preview.warnings],
-            "diff": _diff(policy, preview.current.content, preview.content),
+            "diff": await asyncio.to_thread(_diff, policy, preview.current.content, preview.content),
             "etag_before": preview.current.etag,
             "etag_after": after,
         }
@@ -286,15 +302,5 @@ def _diff(policy: PolicyName, before: Content | None, after: Content | None) -> 
     old = {REGO_FILE: before.rego if before else None, DATA_FILE: before.data if before else None}
     new = {REGO_FILE: after.rego if after else None, DATA_FILE: after.data if after else None}
     return "".join(
-        line
-        for file in (REGO_FILE, DATA_FILE)
-        if old[file] != new[file]
-        for line in _unified(f"{policy}/{file}", old[file], new[file])
+        unified(f"{policy}/{file}", old[file], new[file]) for file in (REGO_FILE, DATA_FILE) if old[file] != new[file]
     )
-
-
-def _unified(path: str, old: bytes | None, new: bytes | None) -> Iterator[str]:
-    before, after = ((text or b"").decode("utf-8", "replace").splitlines(keepends=True) for text in (old, new))
-    names = ("/dev/null" if old is None else f"a/{path}", "/dev/null" if new is None else f"b/{path}")
-    for line in difflib.unified_diff(before, after, *names):
-        yield line if line.endswith("\n") else f"{line}\n\\ No newline at end of file\n"

@@ -33,8 +33,8 @@ def timestamp(now: datetime | None = None) -> str:
 
 @dataclass(frozen=True, slots=True)
 class AuditEvent:
-    """One attempt. ``result`` is ``created``, ``updated``, ``deleted``, ``unchanged``, ``done`` or a problem's code;
-    ``recovered``: written later, from the commit."""
+    """One attempt. ``result`` is ``created``, ``updated``, ``deleted``, ``unchanged``, ``replayed``, ``done`` or a
+    problem's code; ``recovered``: written later, from the commit."""
 
     actor: str
     action: str

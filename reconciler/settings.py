@@ -62,7 +62,8 @@ class GitSettings(_Group):
     """The policy repository."""
 
     remote: str = ""
-    """URL or path of the repository: `https://`, `ssh://`, `git@host:path`, `file://` or a folder. Required."""
+    """URL or path of the repository: `https://`, `ssh://`, `git@host:path`, `file://` or a folder. Required. Never with
+    a password or token in it: see `git.token_file`."""
     branch: str = "main"
     """The branch whose head is the truth."""
     path: str = "policies"
@@ -114,6 +115,10 @@ class GitSettings(_Group):
         protocol = _protocol(self.remote)
         if self.remote and protocol in _PROTOCOLS and protocol not in self.protocols:
             raise ValueError(f"git.remote uses {protocol}, which git.protocols does not allow: {self.shown}")
+        if self.shown != self.remote:
+            # git gives the URL on to its helpers, and everybody on the machine can read their command lines.
+            message = f"git.remote has a user or password in it, {self.shown}: leave that out"
+            raise ValueError(f"{message}, and set git.token_file and, where the host asks for one, git.username")
         return self
 
     @property

@@ -16,7 +16,7 @@ from time import monotonic, time
 from typing import Final, NoReturn, Protocol
 
 from reconciler.core.errors import ConflictError, RefusalError, RegopsError, StalledError, TransientError
-from reconciler.core.model import PLATFORM, BlobIds, Content, PolicyName, Tree, Verdict
+from reconciler.core.model import PLATFORM, BlobIds, Content, FileError, PolicyName, Tree, Verdict
 from reconciler.core.ports import Branch, Edit, PushResult, Source
 from reconciler.edits import (
     KEY_TRAILER,
@@ -129,7 +129,7 @@ class Writer:
         self._patience = patience
         self._queue: list[_Pending] = []
         self._filled = asyncio.Event()
-        self._seen = -float("inf")
+        self._seen = self._basis = -float("inf")
         self._doubted = False
         self._closing = False
 
@@ -209,8 +209,10 @@ class Writer:
         if self._closing:
             self._give_up(sent=False)
             return
+        self._basis = self._seen  # noted before: what previews fetch while this round runs is not the head it stands on
         head = None if self._doubted else await self._branch.head()
         if head is None:
+            self._basis = monotonic()
             head = await self._fetch()
         draft = await self._draft(head)
         if not draft.entries:
@@ -304,11 +306,21 @@ class Writer:
         after = (await self._source.tree(commit)).policies.get(write.policy)
         parent = await self._source.parent(commit)
         before = (await self._source.tree(parent)).policies.get(write.policy) if parent else None
-        pending.resolve(Written(commit, before, after, replayed=True))
+        warnings = await self._warnings(commit, write.policy, after) if after else ()
+        pending.resolve(Written(commit, before, after, replayed=True, warnings=warnings))
+
+    async def _warnings(self, commit: str, policy: PolicyName, blobs: BlobIds) -> tuple[FileError, ...]:
+        """What the first answer warned of; without it where nobody can say, since the write itself is certain."""
+        try:
+            edits = {policy: await self._source.read(blobs)}
+            return (await self._judge.judge(await self._source.tree(commit), edits))[policy].warnings
+        except RegopsError as error:
+            log.warning("warnings not repeated", extra={"reason": error.reason})
+            return ()
 
     def _certain(self, pending: _Pending) -> bool:
         """Whether the head in use was the remote's at some moment after the write arrived."""
-        return self._seen >= pending.arrived
+        return self._basis >= pending.arrived
 
     def _refuse(self, pending: _Pending, refusal: RefusalError) -> None:
         if self._certain(pending):

@@ -39,6 +39,8 @@ class Proven:
 
     def add(self, caller: Caller, keys: KeySet, until: float) -> None:
         """``keys`` are those it was proven with; ``until`` in seconds since the epoch is when it is refused."""
+        if not keys.keys:  # they have just become too old, and without a key nothing counts
+            return
         if keys is not self._keys:
             self._callers.clear()
             self._keys = keys

@@ -15,7 +15,7 @@ from fixtures.git import SEED, Remote
 
 from reconciler.adapters.git import GitSource
 from reconciler.adapters.git.folder import MirrorFolder
-from reconciler.core.errors import TransientError
+from reconciler.core.errors import RegopsError, TransientError
 from reconciler.core.model import Content, project_policy
 
 ALPHA = project_policy("alpha")
@@ -309,3 +309,44 @@ async def test_many_readers_and_fetches_at_once_get_on(remote: Remote, source: G
     await asyncio.gather(read(), read(), fetch(), fetch())
     assert await source.fetch() == remote.head
     assert await source.height(remote.head) == 11
+
+
+class _Counted(GitSource):
+    """Counts what is really fetched; each time takes a moment."""
+
+    fetches = 0
+
+    async def _bring(self) -> str:
+        self.fetches += 1
+        await asyncio.sleep(0.05)
+        return await super()._bring()
+
+
+async def test_however_many_ask_at_once_each_waits_for_two_fetches_at_most(remote: Remote, mirror: Path) -> None:
+    """Each made a fetch of its own, one after the other: readers of `?ref=head` kept every writer waiting."""
+    source = _Counted(remote=remote.url, mirror=mirror)
+    try:
+        first = asyncio.ensure_future(source.fetch())
+        await asyncio.sleep(0.02)
+        head = remote.commit({REGO: b"package projects.alpha # newer\n"})
+        assert await asyncio.gather(*(source.fetch() for _ in range(50))) == [head] * 50
+        assert await first in {head, remote.head}
+        assert source.fetches == 2
+    finally:
+        await source.aclose()
+
+
+async def test_a_failure_is_shared_too_and_is_not_kept(remote: Remote, mirror: Path, tmp_path: Path) -> None:
+    """A remote that hangs let the last of many callers wait for all their time-outs, one after the other."""
+    source = _Counted(remote=remote.url, mirror=mirror)
+    try:
+        head = await source.fetch()
+        remote.path.rename(tmp_path / "away")
+        asked = [asyncio.ensure_future(source.fetch()) for _ in range(20)]
+        outcomes = await asyncio.gather(*asked, return_exceptions=True)
+        assert all(isinstance(outcome, RegopsError) for outcome in outcomes)
+        assert source.fetches == 3
+        (tmp_path / "away").rename(remote.path)
+        assert await source.fetch() == head
+    finally:
+        await source.aclose()

@@ -10,10 +10,12 @@ import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
+import pygit2
 import pytest
 from aiohttp import web
 from fixtures.git import SEED, File, Remote, executable
 from fixtures.githttp import GitHost, Mood, git_host
+from pygit2.enums import ObjectType
 
 from reconciler.adapters.git import GitSource
 from reconciler.adapters.git.access import Access
@@ -294,6 +296,64 @@ async def test_only_commits_of_regops_carry_trailers_that_count(clone: Clone, re
     remote.force_push(commits[0])
     head = await source.fetch()
     assert await source.trailers(head, "Idempotency-Key", since=0) == {"a": commits[0]}
+
+
+async def with_key(source: GitSource, word: str) -> tuple[str, dict[str, str]]:
+    """Push a commit with a key; its id, and what is to be found from then on."""
+    base = await source.fetch()
+    tip = await source.commit(base, edit(word, trailers=(("Idempotency-Key", word),)))
+    assert (await source.push(base, tip)).result is PushResult.ACCEPTED
+    return tip, {word: tip}
+
+
+@pytest.mark.parametrize("warm", [True, False])
+async def test_a_key_is_found_when_somebody_merged_the_branch_into_their_work(
+    clone: Clone, remote: Remote, warm: bool
+) -> None:
+    """`git pull && git push` makes the branch the second parent; a repeated request was then taken for a new one."""
+    source, base, since = clone(), remote.head, time.time() - 3600
+    tip, known = await with_key(source, "a")
+    assert not warm or await source.trailers(tip, "Idempotency-Key", since=since) == known
+    mine = remote.commit({"README.md": b"mine"}, on=base)
+    merge = remote.commit({"policies/projects/gamma/rego.rego": b"x"}, on=mine, merge=tip)
+    assert await source.fetch() == merge
+    assert await source.trailers(merge, "Idempotency-Key", since=since) == known
+    _, second = await with_key(source, "b")
+    assert await source.trailers(await source.fetch(), "Idempotency-Key", since=since) == known | second
+    remote.force_push(mine)
+    assert await source.trailers(await source.fetch(), "Idempotency-Key", since=since) == {}
+
+
+async def test_a_key_is_found_below_a_commit_that_bears_an_old_date(clone: Clone, remote: Remote) -> None:
+    """Clocks differ, and `git am --committer-date-is-author-date` keeps dates: the search ended at such a commit."""
+    tip, known = await with_key(clone(), "a")
+    assert remote.commit({"README.md": b"from 2023"}, on=tip)
+    source = clone()
+    assert await source.trailers(await source.fetch(), "Idempotency-Key", since=time.time() - 3600) == known
+
+
+@pytest.mark.parametrize("encoding", [b"latin-1", b"utf-8", b"no-such-encoding"])
+async def test_a_key_is_found_below_a_commit_whose_encoding_is_wrong(
+    clone: Clone, remote: Remote, encoding: bytes
+) -> None:
+    """Anybody's commit may name an encoding that it does not keep, or that does not exist: for a day every request with
+    a key, and all that waited with it, got 500."""
+    tip, known = await with_key(clone(), "a")
+    repository = pygit2.Repository(str(remote.path))
+    raw = repository.odb.read(pygit2.Oid(hex=tip))[1]
+    tree, when = raw[:45], str(int(time.time())).encode()
+    who = b"J\xf6rg <j@example.org> %b +0000" % when
+    body = b"%b\nparent %b\nauthor %b\ncommitter %b\nencoding %b\n\nm\xf6g\n" % (tree, tip.encode(), who, who, encoding)
+    remote.force_push(str(repository.odb.write(ObjectType.COMMIT, body)))
+    source = clone()
+    assert await source.trailers(await source.fetch(), "Idempotency-Key", since=time.time() - 3600) == known
+
+
+async def test_a_key_is_found_when_git_takes_away_something_of_the_committers_name(clone: Clone) -> None:
+    """Git cuts off a full stop at a name's end; the commits of such a committer were nobody's."""
+    source = clone(committer=Identity("Policies, Inc.", "<bot@example.org>"))
+    tip, known = await with_key(source, "a")
+    assert await source.trailers(tip, "Idempotency-Key", since=0) == known
 
 
 async def test_a_fetch_that_a_push_overtakes_does_not_set_the_head_back(clone: Clone) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import logging
 from typing import Any
 
 import pytest
@@ -58,6 +60,17 @@ async def test_each_end_of_a_write_has_its_event(replica: Replica) -> None:
     assert found["r2"]["client_ip"] == "127.0.0.1"
     assert found["r9"]["etag_after"] is None
     assert {e["resource"] for name, e in found.items() if name != "r10"} == {"projects/told"}
+
+
+async def test_an_answer_that_is_given_again_is_audited_as_what_it_is(replica: Replica) -> None:
+    """Both were `done`, without a commit: a refusal that was repeated looked like a write that had been granted."""
+    first = await replica.put("again", Idempotency_Key="audit-1")
+    await replica.put("again", Idempotency_Key="audit-1", X_Request_ID="again-1")
+    await replica.put("again", If_Match='"x"', Idempotency_Key="audit-2")
+    await replica.put("again", If_Match='"x"', Idempotency_Key="audit-2", X_Request_ID="again-2")
+    granted, refused = event(replica, "again-1"), event(replica, "again-2")
+    assert (granted["result"], granted["commit"], granted["etag_after"]) == ("replayed", first.commit, first.etag)
+    assert (refused["result"], refused["commit"], refused["etag_after"]) == ("conflict", None, None)
 
 
 async def test_what_writes_nothing_leaves_no_event(replica: Replica) -> None:
@@ -122,3 +135,41 @@ async def test_what_a_killed_replica_had_sent_is_audited_when_it_starts_again(wo
         await replica.stop()
     found = {e["request_id"]: (e["result"], e["commit"], e["recovered"]) for e in replica.audit()}
     assert found == {"made": ("committed", made, True), "lost": ("not_committed", None, True)}
+
+
+async def exchanged(replica: Replica, *lines: str) -> bytes:
+    """What comes back for these lines of a request's head."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", replica.settings.server.port)
+    head = "\r\n".join((*lines, "Host: x", "Content-Type: application/json", "Content-Length: 2", "Connection: close"))
+    writer.write(f"{head}\r\n\r\n{{}}".encode("latin-1"))
+    try:
+        async with asyncio.timeout(10):
+            return await reader.read()
+    finally:
+        writer.close()
+
+
+async def test_an_expectation_that_cannot_be_met_is_a_problem_and_an_event(replica: Replica) -> None:
+    """aiohttp answered before the middleware: no problem, no request id, no line, no event."""
+    token = f"Authorization: Bearer {replica.admin}"
+    answer = await exchanged(replica, "PUT /policies/told HTTP/1.1", token, "X-Request-ID: e1", "Expect: a-miracle")
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 417 ")
+    assert json.loads(body)["code"] == event(replica, "e1")["result"] == "expectation_failed"
+    answer = await exchanged(replica, "PUT /policies/told HTTP/1.1", token, "X-Request-ID: e2", "Expect: 100-Continue")
+    assert answer.startswith(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 400 ")
+    assert event(replica, "e2")["result"] == "validation_error"
+
+
+@pytest.mark.parametrize("bad", ["\x01", "x" * 30_000])
+async def test_a_token_in_a_line_that_cannot_be_read_is_in_no_log(
+    replica: Replica, caplog: pytest.LogCaptureFixture, bad: str
+) -> None:
+    """aiohttp logs the line that its parser refuses; a token with a stray byte at its end stood there whole."""
+    caplog.set_level("DEBUG")
+    answer = await exchanged(replica, "GET /policies HTTP/1.1", f"Authorization: Bearer tulip-9f3a7c{bad}")
+    assert b" 400 " in answer
+    formatter = logging.Formatter()
+    (line,) = [record for record in caplog.records if record.name == "api.wire"]
+    assert line.getMessage() == "request cannot be read"
+    assert "tulip-9f3a7c" not in "".join(formatter.format(r) + str(vars(r)) for r in caplog.records)

@@ -84,9 +84,20 @@ async def test_what_etcd_has_lost_is_found_in_the_branch(replica: Replica, secon
     again = await second.put("lost", data={"a": 1}, Idempotency_Key="k-6")
     assert (again.status, again.etag, again.commit) == (201, first.etag, first.commit)
     assert again.body == first.body
+    assert again.headers["Idempotent-Replay"] == "true"
     await forget(world)
     other = await second.put("lost", data={"a": 2}, Idempotency_Key="k-6")
     assert (other.status, other.code) == (422, "idempotency_key_reused")
+
+
+async def test_what_is_found_in_the_branch_warns_as_the_first_answer_did(replica: Replica, world: World) -> None:
+    """The replay had the same commit and another body: its warnings were empty."""
+    body = {"rego": "package projects.lostv0\n\nallow { input.x }\n"}
+    first = await replica.call("PUT", "/policies/lostv0", body, Idempotency_Key="k-10")
+    assert first.body["warnings"]
+    await forget(world)
+    again = await replica.call("PUT", "/policies/lostv0", body, Idempotency_Key="k-10")
+    assert (again.status, again.body) == (first.status, first.body)
 
 
 async def test_a_deletion_is_found_in_the_branch_too(replica: Replica, second: Replica, world: World) -> None:

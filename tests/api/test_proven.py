@@ -145,3 +145,15 @@ async def test_the_tokens_themselves_are_not_kept(issuer: Issuer) -> None:
     mine = token()
     await issuer.status(mine)
     assert mine not in repr(vars(issuer.verifier._proven))
+
+
+async def test_a_token_is_not_remembered_when_the_keys_became_too_old_while_it_was_proven(issuer: Issuer) -> None:
+    """It was remembered for the lack of any key, and counted until its end while there was none."""
+    assert await issuer.status("x.y.z") == 401
+    presented = token()
+    await issuer.refresh("rsa")
+    looks = iter([99.0, 99.0])
+    issuer.keys._clock = lambda: next(looks, 101.0)
+    await issuer.status(presented)
+    issuer.file.unlink()
+    assert await issuer.status(presented) == 503

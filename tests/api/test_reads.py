@@ -30,6 +30,13 @@ async def test_the_whole_fleet_of_policies_is_listed_page_by_page(replica: Repli
     assert item["held"] is False
 
 
+@pytest.mark.parametrize("limit", ["0", "1001", "-1", "x", "", "1" * 5000])
+async def test_a_limit_that_is_none_is_named(replica: Replica, limit: str) -> None:
+    """Python refuses to read a number of 5000 digits, and the answer was 500."""
+    answer = await replica.get(f"/policies?limit={limit}")
+    assert (answer.status, answer.code) == (400, "validation_error")
+
+
 async def test_an_unchanged_policy_is_not_sent_again(replica: Replica) -> None:
     first = await replica.get("/policies/alpha")
     for header in (first.etag, f"W/{first.etag}", f'"x", {first.etag}', "*"):
@@ -119,3 +126,26 @@ async def test_every_policy_of_the_openapi_document_has_a_route_and_the_other_wa
     page = await replica.get("/docs")
     assert "PUT" in page.body
     assert "default-src 'none'" in page.headers["Content-Security-Policy"]
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        pytest.param(b'{"a":' + b"[" * 100_000 + b"]" * 100_000 + b"}", id="deep"),
+        pytest.param(b'{"a": NaN}', id="nan"),
+        pytest.param(b'\xef\xbb\xbf{"a": 1}', id="bom"),
+        pytest.param('{"a": 1}'.encode("utf-16"), id="utf-16"),
+        pytest.param(b'{"a": 1, "a": 2}', id="twice"),
+        pytest.param(b'{"a": "\\ud800"}', id="half a pair"),
+        pytest.param(b"[1]", id="list"),
+        pytest.param(b"{", id="torn"),
+    ],
+)
+async def test_whatever_lies_at_the_head_can_be_read(replica: Replica, world: World, data: bytes) -> None:
+    """Of some data the answer was no JSON (NaN, a byte order mark, UTF-16), of deep data it was 500; so nobody could
+    read by the API what was to be put right by it."""
+    text = rego("broken")
+    folder = "policies/projects/broken"
+    world.remote.commit({f"{folder}/rego.rego": text.encode(), f"{folder}/data.json": data})
+    answer = await replica.get("/policies/broken?ref=head")
+    assert (answer.status, answer.body) == (200, {"rego": text, "data_text": data.decode("utf-8", "replace")})

@@ -82,14 +82,22 @@ def test_a_remote_whose_protocol_is_not_allowed_is_an_error_before_anything_star
     [
         ("https://bot:s3cret@git.example.com/p.git", "https://***@git.example.com/p.git"),
         ("https://s3cret@git.example.com/p.git", "https://***@git.example.com/p.git"),
-        ("ssh://git@git.example.com/p.git", "ssh://git@git.example.com/p.git"),
-        ("git@git.example.com:p.git", "git@git.example.com:p.git"),
-        ("/srv/p@1.git", "/srv/p@1.git"),
+        ("ssh://git:s3cret@git.example.com/p.git", "ssh://***@git.example.com/p.git"),
     ],
 )
-def test_no_credentials_of_the_remote_are_shown(remote: str, shown: str) -> None:
-    """`GET /status` carries the remote, and anybody may read it."""
-    assert load(None, {"REGOPS_GIT_REMOTE": remote}).git.shown == shown
+def test_credentials_in_the_remote_are_refused_and_not_shown(remote: str, shown: str) -> None:
+    """They stood on the command lines of git and of its helpers, for everybody on the machine to read."""
+    with pytest.raises(StalledError, match=r"set git\.token_file") as refused:
+        load(None, {"REGOPS_GIT_REMOTE": remote})
+    assert shown in str(refused.value)
+    assert "s3cret" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "remote", ["ssh://git@git.example.com/p.git", "git@git.example.com:p.git", "/srv/p@1.git", "https://x.example/p@1"]
+)
+def test_a_user_of_ssh_and_an_at_sign_in_a_path_are_no_credentials(remote: str) -> None:
+    assert load(None, {"REGOPS_GIT_REMOTE": remote}).git.shown == remote
 
 
 async def test_the_settings_for_ssh_reach_the_ssh_command(

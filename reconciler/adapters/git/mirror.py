@@ -67,24 +67,41 @@ class GitSource:
         self._heights = history.Heights()
         self._changes = history.Changes(self._layout)
         self._fetching = asyncio.Lock()
+        self._begun = self._ended = 0
+        """Numbers of the newest fetch that began, and of the newest one with an outcome."""
+        self._failure: RegopsError | None = None
         self._walking = asyncio.Lock()
 
     async def fetch(self) -> str:
-        """See `Source.fetch`. One at a time; a caller that waits for another's fetch then makes its own.
+        """See `Source.fetch`. One at a time; callers that wait for another's fetch then share the next one, and its
+        failure: however many ask, none waits for more than two.
 
         A fetch during which a push was accepted may have seen the branch before it: it is made again, so that the head
         never goes back.
         """
+        asked = self._begun
         async with self._fetching:
-            for _ in range(_FETCHES):
-                pushes = self._pushes
-                head = await self._bring()
-                if pushes == self._pushes:
-                    break
-            else:
-                head = self._head or head
-            self._head = head
-            return head
+            if self._ended > asked:
+                if self._failure is not None:
+                    raise self._failure
+                if self._head is not None:
+                    return self._head
+            self._begun = number = self._begun + 1
+            try:
+                self._head = await self._newest()
+            except RegopsError as error:
+                self._ended, self._failure = number, error
+                raise
+            self._ended, self._failure = number, None
+            return self._head
+
+    async def _newest(self) -> str:
+        for _ in range(_FETCHES):
+            pushes = self._pushes
+            head = await self._bring()
+            if pushes == self._pushes:
+                return head
+        return self._head or head
 
     async def head(self) -> str | None:
         """See `Branch.head`."""

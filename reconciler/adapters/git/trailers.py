@@ -1,14 +1,20 @@
-"""The trailers of the commits that regops made, remembered along the branch's first parents."""
+"""The trailers of the commits that regops made, remembered for the branch's recent history."""
 
 from __future__ import annotations
 
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field
+from typing import Final
 
 import pygit2
 
 from reconciler.adapters.git.objects import commit_of
+from reconciler.adapters.git.writing import signature_of
 from reconciler.core.ports import Identity
+
+_SLACK: Final = 32
+"""Commits in a row that may be older than they are looked for: clocks differ, and an old commit may be put on top of a
+new one with its old date."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,12 +28,15 @@ class _Seen:
 
 @dataclass(slots=True)
 class Trailers:
-    """An index of one line of history; a head that does not continue it begins a new one."""
+    """An index of what a head contains, along all parents: whoever merges the branch into work of their own and pushes
+    that makes our commits second parents. A head that does not contain the last one begins a new index."""
 
     committer: Identity
     _head: str | None = None
     _oldest: float = 0.0
     _seen: list[_Seen] = field(default_factory=list)
+    _inside: dict[str, int] = field(default_factory=dict)
+    """Every commit that was looked at, with its time."""
 
     def find(
         self, repository: pygit2.Repository, head: str, name: str, since: float
@@ -40,20 +49,48 @@ class Trailers:
     def _extend(self, repository: pygit2.Repository, head: str, since: float) -> Generator[None, None, None]:
         """Walk back from ``head`` to what is known, or to what is older than ``since``."""
         known = self._head if since >= self._oldest else None
+        found, inside = yield from self._walk(repository, head, since, known)
+        continued = known is not None and known in inside
+        if not continued and known is not None:
+            found, inside = yield from self._walk(repository, head, since, None)
+        if continued:
+            found = [*(seen for seen in self._seen if seen.at >= since), *found]
+            inside |= {commit: at for commit, at in self._inside.items() if at >= since}
+        self._oldest = since
+        self._seen = sorted(found, key=lambda seen: seen.at)
+        self._inside = inside
+        self._head = head
+
+    def _walk(
+        self, repository: pygit2.Repository, head: str, since: float, known: str | None
+    ) -> Generator[None, None, tuple[list[_Seen], dict[str, int]]]:
+        """Our commits, older ones first along each line, and all that were looked at. What the index that ends at
+        ``known`` has is not entered again."""
         found: list[_Seen] = []
-        step: pygit2.Commit | None = commit_of(repository, head)
-        while step is not None and str(step.id) != known and step.commit_time >= since:
-            if (step.committer.name, step.committer.email) == (self.committer.name, self.committer.email):
-                found.append(_Seen(str(step.id), step.commit_time, _trailers(step)))
-            parent = next(iter(step.parent_ids), None)
-            step = None if parent is None else commit_of(repository, str(parent))
+        inside: dict[str, int] = {}
+        ahead = [(head, _SLACK)]
+        while ahead:
+            commit, slack = ahead.pop()
+            if commit in inside:
+                continue
+            step = commit_of(repository, commit)
+            inside[commit] = step.commit_time
+            if known is not None and commit in self._inside:
+                continue
+            slack = _SLACK if step.commit_time >= since else slack - 1
+            if slack == 0:
+                continue
+            if step.commit_time >= since and self._is_ours(step):
+                found.append(_Seen(commit, step.commit_time, _trailers(step)))
+            ahead.extend((str(parent), slack) for parent in reversed(step.parent_ids))
             yield
         found.reverse()
-        continued = step is not None and str(step.id) == known
-        older = [seen for seen in self._seen if seen.at >= since] if continued else []
-        self._oldest = since if not continued else max(self._oldest, min(since, self._oldest))
-        self._seen = [*older, *found]
-        self._head = head
+        return found, inside
+
+    def _is_ours(self, commit: pygit2.Commit) -> bool:
+        """Compared as bytes: whoever pushes may name an encoding that does not exist, or another one than is used."""
+        ours, theirs = signature_of(self.committer, 0), commit.committer
+        return (theirs.raw_name, theirs.raw_email) == (ours.raw_name, ours.raw_email)
 
 
 def _trailers(commit: pygit2.Commit) -> dict[str, str]:

@@ -45,7 +45,7 @@ class Pen:
         now = max(int(time.time()), base.commit_time)
         return str(
             repository.create_commit(
-                None, _signature(edit.author, now), _signature(self.committer, now), _message(edit), tree, [base.id]
+                None, signature_of(edit.author, now), signature_of(self.committer, now), _message(edit), tree, [base.id]
             )
         )
 
@@ -89,7 +89,8 @@ def _message(edit: Edit) -> str:
     return f"{_line(edit.subject)[:_SUBJECT]}\n\n{trailers}" if trailers else f"{_line(edit.subject)[:_SUBJECT]}\n"
 
 
-def _signature(identity: Identity, at: int) -> pygit2.Signature:
+def signature_of(identity: Identity, at: int) -> pygit2.Signature:
+    """The identity as it stands in a commit; ``at`` in seconds since the epoch."""
     name = _UNSAFE.sub(" ", identity.name).strip(" .,:;\"'\\") or "unknown"
     email = _UNSAFE.sub("", identity.email).replace(" ", "") or "unknown@localhost"
     return pygit2.Signature(name, email, at, 0, "utf-8")
