@@ -15,6 +15,8 @@ from api.envelope import envelope
 from api.followed import Followed
 from api.progress import Progress
 from api.ratelimit import Gate
+from api.rendered import Rendered
+from api.requestlog import RequestLog
 from api.statusview import Observed
 from reconciler.agent.mirror import Mirror
 from reconciler.core.keyspace import Keyspace
@@ -42,6 +44,7 @@ class Parts:
     place: Mapping[str, str]
     registry: CollectorRegistry
     metrics: ApiMetrics
+    request_log: RequestLog
     held: Followed[Held]
     verifier: Verifier
     authorizer: Authorizer
@@ -69,6 +72,8 @@ def create_app(parts: Parts) -> web.Application:
     app[keys.PLACE] = parts.place
     app[keys.REGISTRY] = parts.registry
     app[keys.METRICS] = parts.metrics
+    app[keys.REQUEST_LOG] = parts.request_log
+    app[keys.RENDERED] = Rendered()
     app[keys.LAST_SEEN] = [Observed()]
     app[keys.WAITS_FOR] = parts.waits_for
     app[keys.HELD] = parts.held
@@ -105,13 +110,13 @@ def routes() -> list[web.RouteDef]:
         web.get("/openapi.json", documents.openapi),
         web.get("/docs", documents.page),
         web.get("/policies", policies.list_policies),
+        web.get("/policies/{project}", policies.get_policy),  # first: the router tries one after the other
         web.post("/policies/platform:validate", writes.validate),
         web.post("/policies/{project}:validate", writes.validate),
         web.get("/policies/platform", policies.get_policy),
         web.put("/policies/platform", writes.put),
         web.patch("/policies/platform", writes.patch),
         web.delete("/policies/platform", writes.delete_platform),
-        web.get("/policies/{project}", policies.get_policy),
         web.put("/policies/{project}", writes.put),
         web.patch("/policies/{project}", writes.patch),
         web.delete("/policies/{project}", writes.delete),

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 import re
-import secrets
 import time
 from collections.abc import Awaitable, Callable
-from typing import Any, Final
+from typing import Final
 
 from aiohttp import web
 
@@ -24,6 +24,7 @@ log = logging.getLogger("api.request")
 REQUEST_ID: web.RequestKey[str] = web.RequestKey("request_id", str)
 OPEN: Final = frozenset({"/healthz", "/readyz", "/metrics", "/openapi.json", "/docs"})
 """Routes that need no token."""
+_METHODS: Final = frozenset({"GET", "HEAD", "PUT", "PATCH", "DELETE", "POST", "OPTIONS"})
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -31,10 +32,8 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 @web.middleware
 async def envelope(request: web.Request, handler: Handler) -> web.StreamResponse:
     """The one middleware."""
-    given = request.headers.get("X-Request-ID", "")
-    request_id = given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
-    request[REQUEST_ID] = request_id
     started = time.perf_counter()
+    request[REQUEST_ID] = request_id = _request_id(request.headers.get("X-Request-ID"))
     response, result = await _answer(request, handler, request_id)
     response.headers["X-Request-ID"] = request_id
     response.headers["X-Content-Type-Options"] = "nosniff"
@@ -70,23 +69,17 @@ async def _answer(request: web.Request, handler: Handler, request_id: str) -> tu
     return response, "done"
 
 
+def _request_id(given: str | None) -> str:
+    """The caller's where it is sane, else one that nobody else has; it is no secret."""
+    if given is not None and _REQUEST_ID.fullmatch(given):
+        return given
+    return f"{random.getrandbits(64):016x}"
+
+
 def _account(request: web.Request, status: int, seconds: float, request_id: str) -> None:
     resource = request.match_info.route.resource
     route = resource.canonical if resource else "unknown"
-    metrics = request.app[keys.METRICS]
-    metrics.requests.labels(route, _method(request), str(status)).inc()
-    metrics.seconds.labels(route).observe(seconds)
-    extra: dict[str, Any] = {
-        "request_id": request_id,
-        "method": request.method,
-        "path": request.path,
-        "status": status,
-        "latency_ms": round(seconds * 1000, 2),
-    }
-    log.info("request", extra=extra)
-
-
-def _method(request: web.Request) -> str:
-    """A label value: strangers choose methods freely."""
-    known = {"GET", "HEAD", "PUT", "PATCH", "DELETE", "POST", "OPTIONS"}
-    return request.method if request.method in known else "other"
+    method = request.method
+    # A label value: strangers choose methods freely.
+    request.app[keys.METRICS].answered(route, method if method in _METHODS else "other", status, seconds)
+    request.app[keys.REQUEST_LOG].add(request_id, method, request.path, status, seconds)

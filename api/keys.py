@@ -13,6 +13,8 @@ from api.auth import Authorizer, Verifier
 from api.followed import Followed
 from api.progress import Progress
 from api.ratelimit import Gate
+from api.rendered import Rendered
+from api.requestlog import RequestLog
 from api.statusview import Observed
 from reconciler.agent.mirror import Mirror
 from reconciler.core.keyspace import Keyspace
@@ -32,6 +34,8 @@ SOURCE: web.AppKey[Source] = web.AppKey("source")
 PLACE: web.AppKey[Mapping[str, str]] = web.AppKey("place")
 REGISTRY = web.AppKey("registry", CollectorRegistry)
 METRICS = web.AppKey("metrics", ApiMetrics)
+REQUEST_LOG = web.AppKey("request_log", RequestLog)
+RENDERED = web.AppKey("rendered", Rendered)
 LAST_SEEN: web.AppKey[list[Observed]] = web.AppKey("last_seen")
 WAITS_FOR: web.AppKey[Callable[[], Mapping[str, str]]] = web.AppKey("waits_for")
 HELD: web.AppKey[Followed[Held]] = web.AppKey("held")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Callable
 from typing import Final
 
@@ -11,8 +10,9 @@ from aiohttp import web
 
 from api import keys
 from api.auth import Action, may_read
-from api.preconditions import Preconditions
+from api.preconditions import not_modified
 from api.problems import ProblemError
+from api.rendered import body_of, text_of
 from api.requests import authorized, choice, commit_of, policy_of, seconds
 from api.texts import strict_object
 from reconciler.agent.state import MirrorState
@@ -68,7 +68,7 @@ async def _live(request: web.Request, policy: PolicyName) -> web.Response:
     headers = {"ETag": found.meta.etag, "Policy-Commit": found.meta.commit}
     if held is not None:
         headers["Policy-Held"] = held.reason
-    return _answer(request, headers, lambda: _body(found.content))
+    return _answer(request, headers, lambda: request.app[keys.RENDERED].body(found.meta.etag, found.content))
 
 
 async def _head(request: web.Request, policy: PolicyName) -> web.Response:
@@ -87,16 +87,10 @@ async def _head(request: web.Request, policy: PolicyName) -> web.Response:
 
 def _answer(request: web.Request, headers: dict[str, str], body: Callable[[], bytes]) -> web.Response:
     headers["Cache-Control"] = "no-cache"
-    if Preconditions.of(request.headers).not_modified(headers["ETag"]):
+    if not_modified(request.headers, headers["ETag"]):
         return web.Response(status=304, headers=headers)
-    return web.Response(body=body(), headers=headers, content_type="application/json")
-
-
-def _body(content: Content) -> bytes:
-    """{"rego", "data"}; the data's own text stands in it, so that no number changes its form."""
-    if content.data is None:
-        return b'{"rego":%b}' % _text(content.rego)
-    return b'{"rego":%b,"data":%b}' % (_text(content.rego), content.data)
+    headers["Content-Type"] = "application/json"
+    return web.Response(body=body(), headers=headers)
 
 
 def _body_at_head(content: Content) -> bytes:
@@ -105,12 +99,8 @@ def _body_at_head(content: Content) -> bytes:
         if content.data is not None:
             strict_object(content.data.decode(), _LIMITS.nesting)
     except (ValueError, RecursionError):
-        return b'{"rego":%b,"data_text":%b}' % (_text(content.rego), _text(content.data or b""))
-    return _body(content)
-
-
-def _text(raw: bytes) -> bytes:
-    return json.dumps(raw.decode("utf-8", "replace"), ensure_ascii=False).encode()
+        return b'{"rego":%b,"data_text":%b}' % (text_of(content.rego), text_of(content.data or b""))
+    return body_of(content)
 
 
 async def _wait_for_commit(request: web.Request) -> None:

@@ -82,11 +82,6 @@ class Preconditions:
             raise ProblemError(404, "not_found", "there is no such policy at the head of the branch")
         self.check_put(current)
 
-    def not_modified(self, etag: str) -> bool:
-        """Whether a GET is answered 304: weak comparison, and a malformed field counts as absent."""
-        tags = self.if_none_match
-        return tags is not None and (tags.anything or etag in tags.strong | tags.weak)
-
     def _check_none_match(self, current: str | None) -> None:
         tags = self.if_none_match
         if tags is None:
@@ -109,6 +104,17 @@ class Preconditions:
             "the branch has another version of the policy: read it with ?ref=head, then repeat the change on that one",
             current,
         )
+
+
+def not_modified(headers: Headers, etag: str) -> bool:
+    """Whether a GET is answered 304: weak comparison, and a malformed field counts as absent."""
+    values = headers.getall("If-None-Match", ())
+    if not values:
+        return False
+    if len(values) == 1 and values[0] == etag:  # as nearly everybody asks
+        return True
+    tags = Tags.parse(values)
+    return tags.anything or etag in tags.strong or etag in tags.weak
 
 
 def _conflict(message: str, current: str | None) -> ProblemError:

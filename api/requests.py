@@ -44,7 +44,7 @@ async def authorized(request: web.Request, policy: PolicyName | None, action: Ac
 
 def flag(request: web.Request, name: str) -> bool:
     """A boolean of the query; absent is false."""
-    text = request.query.get(name)
+    text = _asked(request, name)
     if text is None or text in _FALSE:
         return False
     if text not in _TRUE:
@@ -54,7 +54,9 @@ def flag(request: web.Request, name: str) -> bool:
 
 def choice(request: web.Request, name: str, among: tuple[str, ...], default: str) -> str:
     """One of a few words of the query."""
-    text = request.query.get(name, default)
+    text = _asked(request, name)
+    if text is None:
+        return default
     if text not in among:
         raise ProblemError(400, "validation_error", f"?{name}= must be one of {', '.join(among)}, not {text!r}")
     return text
@@ -62,7 +64,7 @@ def choice(request: web.Request, name: str, among: tuple[str, ...], default: str
 
 def seconds(request: web.Request, name: str, default: float, most: float) -> float:
     """A duration of the query, above 0 and not above ``most``."""
-    text = request.query.get(name)
+    text = _asked(request, name)
     if text is None:
         return default
     try:
@@ -80,3 +82,8 @@ def commit_of(request: web.Request, header: str) -> str | None:
     if text is not None and not _COMMIT.fullmatch(text):
         raise ProblemError(400, "validation_error", f"{header} must be a whole commit id, 40 hex digits")
     return text
+
+
+def _asked(request: web.Request, name: str) -> str | None:
+    """What the query says; most requests have none, and need none parsed."""
+    return request.query.get(name) if request.query_string else None

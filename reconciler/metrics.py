@@ -141,6 +141,16 @@ class ApiMetrics:
         self.audit_failures = counter(
             "regops_audit_failures_total", "Audit events that could not be written to the log."
         )
+        self._answers: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
+
+    def answered(self, route: str, method: str, status: int, seconds: float) -> None:
+        """One request. ``route`` and ``method`` come from short lists, so the labelled children are kept at hand."""
+        key = (route, method, status)
+        if key not in self._answers:
+            self._answers[key] = (self.requests.labels(route, method, str(status)), self.seconds.labels(route))
+        count, duration = self._answers[key]
+        count.inc()
+        duration.observe(seconds)
 
 
 class WriterMetrics:

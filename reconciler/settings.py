@@ -304,6 +304,10 @@ class AuthSettings(_Group):
     """The OPA beside this replica, asked for `data.platform.authz.allow`; it is served by a regops agent."""
     opa_timeout: Seconds = 1.0
     """Seconds within which that OPA must answer; no answer refuses the request (503)."""
+    opa_max_age: Annotated[float, Field(ge=0, le=0.25)] = 0.25
+    """Seconds for which what that OPA said of a read is used for equal reads (same token, method and path), while the
+    platform's policy stays the same in this replica: a read that OPA has come to refuse, or can no longer judge, is let
+    through for no longer. Writes always ask. 0 asks for every read."""
 
 
 class Settings(_Group):

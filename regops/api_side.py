@@ -19,6 +19,7 @@ from api.fleet import Fleet
 from api.followed import Followed
 from api.progress import Progress
 from api.ratelimit import Gate
+from api.requestlog import RequestLog
 from api.status import metrics as serve_metrics
 from reconciler.agent.mirror import Mirror
 from reconciler.audit import AuditLog, Journal
@@ -105,7 +106,7 @@ async def open_api(engine: Engine, group: asyncio.TaskGroup, candidacy: Candidac
         patience=settings.api.patience,
     )
     ledger = Ledger(store, space, settings.server.id)
-    async with open_access(settings.auth) as access:
+    async with open_access(settings.auth, _platform_version(mirror)) as access:
         parts = Parts(
             store=store,
             keyspace=space,
@@ -114,6 +115,7 @@ async def open_api(engine: Engine, group: asyncio.TaskGroup, candidacy: Candidac
             place={"remote": settings.git.shown, "branch": settings.git.branch, "path": settings.git.path},
             registry=engine.registry,
             metrics=metrics,
+            request_log=RequestLog("regops-server"),
             held=held,
             verifier=access.verifier,
             authorizer=access.authorizer,
@@ -150,6 +152,19 @@ def _live_platform(mirror: Mirror, held: Callable[[], bool]) -> Callable[[], Awa
         return LivePlatform(BlobIds(found.meta.rego, found.meta.data) if found else None, held())
 
     return live
+
+
+def _platform_version(mirror: Mirror) -> Callable[[], str | None]:
+    """What tells one platform's policy from another, ``None`` while it is not known which one is live."""
+
+    def version() -> str | None:
+        state = mirror.state
+        if state is None:
+            return None
+        found = state.policies.get(PLATFORM)
+        return found.meta.etag if found else "none"
+
+    return version
 
 
 async def _mirrored(source: Source) -> None:

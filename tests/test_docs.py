@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from prometheus_client import CollectorRegistry
+from prometheus_client.metrics import MetricWrapperBase
 
 from api import openapi, problems
 from api.app import routes
@@ -47,7 +48,9 @@ def metric_families() -> dict[str, tuple[tuple[str, ...], str]]:
     for _, kind in inspect.getmembers(
         metrics, lambda kind: inspect.isclass(kind) and kind.__module__ == metrics.__name__
     ):
-        for metric in vars(kind(CollectorRegistry())).values():
+        for metric in filter(
+            lambda found: isinstance(found, MetricWrapperBase), vars(kind(CollectorRegistry())).values()
+        ):
             name = metric._name + ("_total" if metric._type == "counter" else "")
             found[name] = (metric._labelnames, metric._documentation)
     return found

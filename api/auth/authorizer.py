@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from enum import StrEnum
-from typing import Any, Protocol
 from urllib.parse import unquote
 
 from yarl import URL
 
 from api.auth.caller import ADMIN_ROLE, Caller
+from api.auth.decisions import UNKNOWN, Asked, Decisions
 from api.auth.refusals import forbidden
 from reconciler.core.model import PLATFORM, PolicyName, project_of
 
@@ -29,19 +29,15 @@ class Action(StrEnum):
     """Sync, suspend, resume, confirm."""
 
 
-class Asked(Protocol):
-    """Who speaks for the platform's policy; see `Narrowing`."""
-
-    async def allow(self, question: Mapping[str, Any]) -> bool | None:
-        """``False`` refuses; ``True`` and ``None`` change nothing. Raises `TransientError` when nobody can say."""
-        ...
-
-
 class Authorizer:
-    """Decides before anything is looked up, so that a refusal says nothing about what exists."""
+    """Decides before anything is looked up, so that a refusal says nothing about what exists.
 
-    def __init__(self, asked: Asked) -> None:
+    What the platform's policy says of a read may be a moment old (see `Decisions`); of anything else it is asked anew.
+    """
+
+    def __init__(self, asked: Asked, decisions: Decisions | None = None) -> None:
         self._asked = asked
+        self._decisions = decisions
 
     async def authorize(
         self, caller: Caller, method: str, path: Sequence[str], policy: PolicyName | None, action: Action
@@ -56,9 +52,16 @@ class Authorizer:
             raise forbidden(_needs(policy, action))
         if _never_narrowed(caller, method, policy, action):
             return
-        question = {"claims": caller.claims, "method": method, "path": list(path)}
-        if await self._asked.allow(question) is False:
+        if await self._narrowed(caller, method, path, action) is False:
             raise forbidden("the platform's policy refuses this request (data.platform.authz.allow is false)")
+
+    async def _narrowed(self, caller: Caller, method: str, path: Sequence[str], action: Action) -> bool | None:
+        key = (caller.token, method, tuple(path))
+        remembered = action is Action.READ and self._decisions
+        if remembered and (decision := remembered.known(key)) is not UNKNOWN:
+            return decision
+        question = {"claims": caller.claims, "method": method, "path": list(path)}
+        return await (remembered.ask(key, question) if remembered else self._asked.allow(question))
 
 
 def may_read(caller: Caller, policy: PolicyName) -> bool:

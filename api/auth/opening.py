@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 
 import aiohttp
 
 from api.auth.authorizer import Authorizer
+from api.auth.decisions import open_decisions
 from api.auth.key_sources import key_source
 from api.auth.keys import Keys
 from api.auth.narrowing import Narrowing
@@ -26,8 +27,12 @@ class Access:
 
 
 @contextlib.asynccontextmanager
-async def open_access(settings: AuthSettings) -> AsyncIterator[Access]:
+async def open_access(
+    settings: AuthSettings, version: Callable[[], str | None] = lambda: None
+) -> AsyncIterator[Access]:
     """For as long as the block runs. Nothing is asked before the first request or `Keys.run`.
+
+    ``version`` names the platform's policy that is live; without it no decision is remembered.
 
     Raises `StalledError` for settings with which no token could be verified.
     """
@@ -39,5 +44,6 @@ async def open_access(settings: AuthSettings) -> AsyncIterator[Access]:
     ):
         keys = Keys(key_source(issuer, settings), cooldown=settings.jwks_cooldown, max_age=settings.jwks_max_age)
         verifier = Verifier(keys, settings)
-        authorizer = Authorizer(Narrowing(opa, settings.opa, settings.opa_timeout))
-        yield Access(verifier, authorizer, keys)
+        narrowing = Narrowing(opa, settings.opa, settings.opa_timeout)
+        async with open_decisions(narrowing, settings.opa_max_age, version) as decisions:
+            yield Access(verifier, Authorizer(narrowing, decisions), keys)

@@ -95,14 +95,15 @@ async def test_administration_is_audited(replica: Replica) -> None:
 
 
 async def test_request_lines_have_the_fields_of_the_contract_and_no_secret(
-    replica: Replica, caplog: pytest.LogCaptureFixture
+    replica: Replica, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
 ) -> None:
     caplog.set_level("DEBUG")
     secret = 'package projects.secret\n\npassword := "tulip-9f3a7c"\n'
     await replica.call("PUT", "/policies/secret", {"rego": secret, "data": {"pin": "rose-51d2e8"}}, X_Request_ID="line")
-    (line,) = [r for r in caplog.records if r.name == "api.request" and getattr(r, "request_id", "") == "line"]
-    assert {"method", "path", "status", "latency_ms"} <= vars(line).keys()
-    said = "\n".join(str(vars(record)) for record in caplog.records) + json.dumps(replica.audit())
+    written = capsys.readouterr().err
+    (line,) = [json.loads(text) for text in written.splitlines() if '"request_id": "line"' in text]
+    assert {"ts", "service", "level", "request_id", "method", "path", "status", "latency_ms"} <= line.keys()
+    said = written + "\n".join(str(vars(record)) for record in caplog.records) + json.dumps(replica.audit())
     for word in ("tulip-9f3a7c", "rose-51d2e8", replica.admin, replica.admin.rpartition(".")[2]):
         assert word not in said
 

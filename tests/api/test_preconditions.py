@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from multidict import CIMultiDict
 
-from api.preconditions import Preconditions
+from api.preconditions import Preconditions, not_modified
 from api.problems import ProblemError
 
 NOW = '"aaaa"'
@@ -117,7 +117,7 @@ def test_each_refusal_has_its_code_and_says_what_to_do() -> None:
 def test_a_read_is_not_modified_only_when_the_caller_has_this_version(
     fields: tuple[tuple[str, str], ...], *, expected: bool
 ) -> None:
-    assert said(*fields).not_modified(NOW) is expected
+    assert not_modified(CIMultiDict(fields), NOW) is expected
 
 
 @pytest.mark.parametrize("filler", [" " * 20_000, ", " * 10_000, '"' * 20_000, 'W/"x",' * 3_000])
@@ -198,4 +198,4 @@ def test_every_header_is_decided_as_the_model_does(match: list[str], none_match:
 def test_every_read_is_decided_as_the_model_does(lines: list[str]) -> None:
     read = model(lines)
     expected = read == "any" or (isinstance(read, set) and any(tag == NOW for _, tag in read))
-    assert said(*(("If-None-Match", line) for line in lines)).not_modified(NOW) is expected
+    assert not_modified(CIMultiDict(("If-None-Match", line) for line in lines), NOW) is expected
