@@ -353,12 +353,9 @@ class Writer:
 
     async def _commit(self, draft: _Draft) -> dict[str, _Entry]:
         """Commit each entry on the one before, in the mirror only; whoever has stopped waiting is left out."""
-        commits: dict[str, _Entry] = {}
-        tip = draft.head
-        for entry in draft.entries:
-            if not entry.pending.answer.done():
-                tip = await self._branch.commit(tip, _edit(entry))
-                commits[tip] = entry
+        entries = [entry for entry in draft.entries if not entry.pending.answer.done()]
+        made = await self._branch.commit(draft.head, [_edit(entry) for entry in entries]) if entries else ()
+        commits = dict(zip(made, entries, strict=True))
         if commits:
             await self._observer.intends({commit: entry.pending.write for commit, entry in commits.items()})
         return commits

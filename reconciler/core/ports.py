@@ -132,10 +132,11 @@ class Branch(Protocol):
         or accepted in a push. ``None`` when nothing was ever fetched."""
         ...
 
-    async def commit(self, parent: str, edit: Edit) -> str:
-        """Make a commit on ``parent``, in the mirror only, and return its id. No reference moves.
+    async def commit(self, parent: str, edits: Sequence[Edit]) -> tuple[str, ...]:
+        """Make a commit of each edit, the first on ``parent``, each other on the one before, in the mirror only, and
+        return their ids. No reference moves.
 
-        The committer is regops. Raises `StalledError` (``NothingToCommit``) when the tree would not change.
+        The committer is regops. Raises `StalledError` (``NothingToCommit``) when a tree would not change.
         """
         ...
 

@@ -28,6 +28,12 @@ ALPHA, GAMMA = project_policy("alpha"), project_policy("gamma")
 Clone = Callable[..., GitSource]
 
 
+async def commit(source: GitSource, parent: str, change: Edit) -> str:
+    """One commit."""
+    (made,) = await source.commit(parent, [change])
+    return made
+
+
 def edit(word: str = "x", **changed: object) -> Edit:
     fields = {
         "policy": GAMMA,
@@ -65,10 +71,17 @@ def _has_head(remote: Remote) -> bool:
     return (remote.path / "refs/heads/main").exists()
 
 
+async def test_commits_that_are_made_together_stand_one_on_the_other(source: GitSource) -> None:
+    base = await source.fetch()
+    first, second = await source.commit(base, [edit("one"), edit("two")])
+    assert [await source.parent(second), await source.parent(first)] == [first, base]
+    assert await source.commit(base, []) == ()
+
+
 async def test_a_pushed_commit_is_the_head_everywhere(clone: Clone, remote: Remote) -> None:
     source = clone()
     base = await source.fetch()
-    tip = await source.commit(base, edit())
+    tip = await commit(source, base, edit())
     assert (await source.push(base, tip)).result is PushResult.ACCEPTED
     assert remote.head == tip == await source.head() == await source.fetch()
     assert git(remote, "show", f"{tip}:policies/projects/gamma/rego.rego").endswith("mark := 'x'\n")
@@ -82,7 +95,7 @@ async def test_a_message_is_what_git_reads_and_nothing_in_it_begins_another_line
     source = clone()
     base = await source.fetch()
     trailers = (("Request-ID", "a\nIdempotency-Key: forged"), ("Actor", "Bob\x00 <b>"))
-    tip = await source.commit(base, edit(subject="One\n\nSigned-off-by: x", trailers=trailers))
+    tip = await commit(source, base, edit(subject="One\n\nSigned-off-by: x", trailers=trailers))
     await source.push(base, tip)
     assert git(remote, "show", "-s", "--format=%s", tip) == "One Signed-off-by: x\n"
     read = git(remote, "show", "-s", "--format=%(trailers:unfold)", tip).strip().splitlines()
@@ -93,7 +106,7 @@ async def test_a_message_is_what_git_reads_and_nothing_in_it_begins_another_line
 async def test_any_author_makes_a_sound_commit(clone: Clone, remote: Remote, name: str) -> None:
     source = clone()
     base = await source.fetch()
-    tip = await source.commit(base, edit(author=Identity(name, name)))
+    tip = await commit(source, base, edit(author=Identity(name, name)))
     assert (await source.push(base, tip)).result is PushResult.ACCEPTED
     git(remote, "fsck", "--strict")
 
@@ -107,11 +120,11 @@ async def test_replacing_keeps_what_is_not_published_and_the_modes(clone: Clone,
     remote.commit(files)
     source = clone()
     base = await source.fetch()
-    tip = await source.commit(base, edit())
+    tip = await commit(source, base, edit())
     await source.push(base, tip)
     listed = git(remote, "ls-tree", "--format=%(objectmode) %(path)", f"{tip}:policies/projects/gamma")
     assert listed.splitlines() == ["100755 rego.rego", "100644 rego_test.rego"]
-    gone = await source.commit(tip, edit(content=None))
+    gone = await commit(source, tip, edit(content=None))
     await source.push(tip, gone)
     assert "gamma" not in git(remote, "ls-tree", "--name-only", f"{gone}:policies/projects")
 
@@ -124,7 +137,7 @@ async def test_a_policy_that_would_not_change_makes_no_commit(clone: Clone) -> N
         content=Content(SEED["policies/projects/alpha/rego.rego"], SEED["policies/projects/alpha/data.json"]),
     )
     with pytest.raises(StalledError) as caught:
-        await source.commit(base, same)
+        await commit(source, base, same)
     assert caught.value.reason == "NothingToCommit"
 
 
@@ -132,7 +145,7 @@ async def test_of_two_who_push_from_the_same_head_one_is_accepted(clone: Clone, 
     first, second = clone(), clone()
     base = await first.fetch()
     assert await second.fetch() == base
-    tips = [await source.commit(base, edit(name)) for source, name in ((first, "a"), (second, "b"))]
+    tips = [await commit(source, base, edit(name)) for source, name in ((first, "a"), (second, "b"))]
     pushes = await asyncio.gather(first.push(base, tips[0]), second.push(base, tips[1]))
     assert sorted(push.result for push in pushes) == [PushResult.ACCEPTED, PushResult.MOVED]
     assert remote.head in tips
@@ -145,7 +158,7 @@ async def test_a_branch_that_was_put_back_does_not_get_the_dropped_commits_again
     remote.commit({"policies/projects/dropped/rego.rego": b"package projects.dropped\n"})
     base = await source.fetch()
     remote.force_push(kept)
-    push = await source.push(base, await source.commit(base, edit()))
+    push = await source.push(base, await commit(source, base, edit()))
     assert push.result is PushResult.MOVED
     assert remote.head == kept
 
@@ -153,7 +166,7 @@ async def test_a_branch_that_was_put_back_does_not_get_the_dropped_commits_again
 async def test_pushing_the_same_again_is_accepted_and_changes_nothing(clone: Clone, remote: Remote) -> None:
     source = clone()
     base = await source.fetch()
-    tip = await source.commit(base, edit())
+    tip = await commit(source, base, edit())
     assert [(await source.push(base, tip)).result for _ in range(2)] == [PushResult.ACCEPTED] * 2
     assert remote.head == tip
 
@@ -165,7 +178,7 @@ async def test_a_hook_that_declines_is_quoted(clone: Clone, remote: Remote) -> N
     hook.chmod(0o755)
     source = clone()
     base = await source.fetch()
-    push = await source.push(base, await source.commit(base, edit()))
+    push = await source.push(base, await commit(source, base, edit()))
     assert (push.result, push.message) == (PushResult.DECLINED, "Policies freeze until Monday\nAsk ops")
     assert remote.head == base == await source.head()
 
@@ -173,7 +186,7 @@ async def test_a_hook_that_declines_is_quoted(clone: Clone, remote: Remote) -> N
 async def test_a_remote_that_is_gone_was_surely_not_sent_anything(clone: Clone, remote: Remote) -> None:
     source = clone()
     base = await source.fetch()
-    tip = await source.commit(base, edit())
+    tip = await commit(source, base, edit())
     remote.path.rename(remote.path.with_name("elsewhere"))
     with pytest.raises(StalledError) as caught:
         await source.push(base, tip)
@@ -184,7 +197,7 @@ async def test_a_push_that_hangs_is_ended_and_unknown(clone: Clone, remote: Remo
     async with git_host(remote) as host:
         source = clone(host.url, push_timeout=1.0)
         base = await source.fetch()
-        tip = await source.commit(base, edit())
+        tip = await commit(source, base, edit())
         await host.become(Mood.HOLD)
         began = time.monotonic()
         assert (await source.push(base, tip)).result is PushResult.UNKNOWN
@@ -202,7 +215,7 @@ async def test_an_answer_that_is_lost_is_unknown(clone: Clone, remote: Remote, m
     async with git_host(remote) as host:
         source = clone(host.url)
         base = await source.fetch()
-        tip = await source.commit(base, edit())
+        tip = await commit(source, base, edit())
         await host.become(mood)
         assert (await source.push(base, tip)).result is PushResult.UNKNOWN
         assert (remote.head == tip) is arrived
@@ -215,7 +228,7 @@ async def test_a_host_that_is_not_there_is_transient(clone: Clone, remote: Remot
     async with git_host(remote) as host:
         source = clone(host.url)
         base = await source.fetch()
-        tip = await source.commit(base, edit())
+        tip = await commit(source, base, edit())
         await host.stop()
         with pytest.raises(TransientError) as caught:
             await source.push(base, tip)
@@ -256,7 +269,7 @@ async def test_a_token_of_a_file_opens_the_remote_and_a_new_one_counts_at_once(
         assert caught.value.reason == "AuthenticationFailed"
         token.write_text("s3cret\n")
         base = await source.fetch()
-        tip = await source.commit(base, edit())
+        tip = await commit(source, base, edit())
         assert (await source.push(base, tip)).result is PushResult.ACCEPTED
 
 
@@ -284,7 +297,7 @@ async def test_only_commits_of_regops_carry_trailers_that_count(clone: Clone, re
     head = await source.fetch()
     commits = []
     for word in "abc":
-        tip = await source.commit(head, edit(word, trailers=(("Idempotency-Key", word), ("Actor", "ann"))))
+        tip = await commit(source, head, edit(word, trailers=(("Idempotency-Key", word), ("Actor", "ann"))))
         await source.push(head, tip)
         commits.append(tip)
         head = tip
@@ -301,7 +314,7 @@ async def test_only_commits_of_regops_carry_trailers_that_count(clone: Clone, re
 async def with_key(source: GitSource, word: str) -> tuple[str, dict[str, str]]:
     """Push a commit with a key; its id, and what is to be found from then on."""
     base = await source.fetch()
-    tip = await source.commit(base, edit(word, trailers=(("Idempotency-Key", word),)))
+    tip = await commit(source, base, edit(word, trailers=(("Idempotency-Key", word),)))
     assert (await source.push(base, tip)).result is PushResult.ACCEPTED
     return tip, {word: tip}
 
@@ -370,7 +383,7 @@ async def test_a_fetch_that_a_push_overtakes_does_not_set_the_head_back(clone: C
     task = asyncio.ensure_future(fetching())
     line = [head]
     for number in range(15):
-        tip = await source.commit(head, edit(str(number)))
+        tip = await commit(source, head, edit(str(number)))
         assert (await source.push(head, tip)).result is PushResult.ACCEPTED
         assert await source.head() == tip
         line.append(tip)
@@ -386,7 +399,7 @@ async def test_a_commit_costs_milliseconds_in_a_large_repository(clone: Clone, r
     remote.commit({f"policies/projects/p{n}/rego.rego": b"package x\n" for n in range(1000)})
     source = clone()
     base = await source.fetch()
-    tip = await source.commit(base, edit())
+    tip = await commit(source, base, edit())
     await source.push(base, tip)
     made = git(remote, "rev-list", "--objects", f"{base}..{tip}").splitlines()
     assert len(made) == 1 + 4 + 1  # the commit, four folders on the way, one file

@@ -107,9 +107,9 @@ class GitSource:
         """See `Branch.head`."""
         return self._head
 
-    async def commit(self, parent: str, edit: Edit) -> str:
+    async def commit(self, parent: str, edits: Sequence[Edit]) -> tuple[str, ...]:
         """See `Branch.commit`."""
-        return await self._objects.run(lambda repository: self._pen.commit(repository, parent, edit))
+        return await self._objects.run(lambda repository: self._pen.commits(repository, parent, edits))
 
     async def push(self, base: str, tip: str) -> Push:
         """See `Branch.push`. Runs beside a fetch; only objects are shared, and those never change."""

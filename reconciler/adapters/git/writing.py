@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -30,8 +30,14 @@ class Pen:
     path: str
     committer: Identity = COMMITTER
 
-    def commit(self, repository: pygit2.Repository, parent: str, edit: Edit) -> str:
-        """The id of a new commit on ``parent``; see `Branch.commit`."""
+    def commits(self, repository: pygit2.Repository, parent: str, edits: Sequence[Edit]) -> tuple[str, ...]:
+        """The ids of new commits, one on the other; see `Branch.commit`."""
+        made: list[str] = []
+        for edit in edits:
+            made.append(self._commit(repository, made[-1] if made else parent, edit))
+        return tuple(made)
+
+    def _commit(self, repository: pygit2.Repository, parent: str, edit: Edit) -> str:
         base = commit_of(repository, parent)
         folder = [*self.path.split("/"), *edit.policy.split("/")]
         content = edit.content

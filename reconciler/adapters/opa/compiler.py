@@ -20,6 +20,7 @@ from typing import Any, Final, Self
 
 from reconciler.adapters.opa.process import Loaded, OpaProcess
 from reconciler.adapters.opa.remedies import with_remedy
+from reconciler.adapters.opa.trees import tree_of
 from reconciler.core import namespace
 from reconciler.core.clashes import data_clashes, describe_clashes
 from reconciler.core.documents import Documents, check_documents
@@ -34,6 +35,8 @@ log = logging.getLogger(__name__)
 _OLDEST: Final = (1, 4)
 _V0_WORDS: Final = ("keyword is required before", "keyword is required for")
 """How OPA says that a module is written for Rego v0."""
+_TREES: Final = 4 * 2**20
+"""Bytes of syntax trees that are looked at together."""
 _CLASH: Final = "conflicting rule for data path"
 """How OPA says that a rule and data claim one path."""
 _V0_WARNING: Final = "is Rego v0: add `import rego.v1` and write `if` and `contains` (`opa fmt --v0-v1` does it)"
@@ -54,6 +57,16 @@ class _Item:
     @property
     def file(self) -> str:
         return f"{self.policy}/{REGO_FILE}"
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """What the tree of a policy shows; ``tree`` only where data clash with it."""
+
+    item: _Item
+    findings: tuple[namespace.Finding, ...]
+    clash: bool
+    tree: Mapping[str, Any]
 
 
 class OpaCompiler:
@@ -124,7 +137,7 @@ class OpaCompiler:
                         remedy="Raise policy.compile_timeout, or set policy.namespace to enforce.",
                     ) from error
                 if loaded.active:
-                    return verdicts | {item.policy: await self._inspect(item) for item in items}
+                    return verdicts | await self._inspect(items)
                 items = self._without(items, loaded, blame, verdicts)
             return verdicts
 
@@ -183,7 +196,7 @@ class OpaCompiler:
             except TimeoutError:
                 break
             if loaded.active:
-                return verdicts | {item.policy: await self._inspect(item) for item in items}
+                return verdicts | await self._inspect(items)
             blamed = _blamed(loaded)
             culprits = [item for item in items if item.file in blamed or f"{item.policy}/{DATA_FILE}" in blamed]
             if not culprits:
@@ -199,11 +212,11 @@ class OpaCompiler:
         try:
             first = await self._load([item], platform)
             if first.active:
-                return await self._inspect(item)
+                return (await self._inspect([item]))[item.policy]
             old = _Item(item.candidate, item.documents, 0)
             second = await self._load([old], platform)
             if second.active:
-                return await self._inspect(old)
+                return (await self._inspect([old]))[item.policy]
         except TimeoutError:
             message = f"compiling took longer than {self._timeout:g} s: simplify the policy"
             return Verdict((FileError(item.file, message, 1, 1),))
@@ -219,22 +232,42 @@ class OpaCompiler:
         texts = (item.documents.rego or "", item.candidate.content.data.decode())
         return describe_clashes(item.policy, located, item.documents.data, texts, self._limits)
 
-    async def _inspect(self, item: _Item) -> Verdict:
-        """The namespace and data of a policy that compiles."""
+    async def _inspect(self, items: Sequence[_Item]) -> dict[PolicyName, Verdict]:
+        """The namespaces and data of policies that compile; their trees are looked at together, as many as are small
+        beside the largest one that may come."""
+        verdicts: dict[PolicyName, Verdict] = {}
+        group: list[tuple[_Item, bytes]] = []
         process = await self._running()
-        tree = await process.module(item.file)
-        findings = await asyncio.to_thread(namespace.find, tree, item.policy, self._limits.refused_builtins)
-        data = item.documents.data
-        clash = data is not None and data_clashes(item.policy, tree, data)
+        for number, item in enumerate(items, 1):
+            group.append((item, await process.module(item.file)))
+            if number == len(items) or sum(len(module) for _, module in group) > _TREES:
+                for found in await asyncio.to_thread(self._look, group):
+                    verdicts[found.item.policy] = await self._verdict(found)
+                group = []
+        return verdicts
+
+    def _look(self, group: Sequence[tuple[_Item, bytes]]) -> list[_Found]:
+        """What is wrong in each tree; the tree itself only where something is: many are large."""
+        looked = []
+        for item, module in group:
+            tree = tree_of(module)
+            findings = namespace.find(tree, item.policy, self._limits.refused_builtins)
+            data = item.documents.data
+            clash = data is not None and bool(data_clashes(item.policy, tree, data))
+            looked.append(_Found(item, findings, clash, tree if clash else {}))
+        return looked
+
+    async def _verdict(self, found: _Found) -> Verdict:
+        item, data = found.item, found.item.documents.data
         errors: list[FileError] = []
         warnings: list[FileError] = []
-        if findings or clash:
+        if found.findings or found.clash:
             located = await self._parse(item)
-            strays = self._strays(item, located, findings)
+            strays = self._strays(item, located, found.findings)
             (errors if self._limits.namespace == "enforce" else warnings).extend(strays)
-            if clash and data is not None and item.candidate.content.data is not None:
+            if found.clash and data is not None and item.candidate.content.data is not None:
                 texts = (item.documents.rego or "", item.candidate.content.data.decode())
-                errors.extend(describe_clashes(item.policy, located or tree, data, texts, self._limits))
+                errors.extend(describe_clashes(item.policy, located or found.tree, data, texts, self._limits))
         if item.version == 0:
             old = FileError(item.file, _V0_WARNING, 1, 1)
             (errors if self._limits.rego_v0 == "refuse" else warnings).append(old)

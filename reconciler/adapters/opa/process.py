@@ -24,7 +24,6 @@ from typing import Any, Final
 import aiohttp
 from aiohttp import web
 
-from reconciler.adapters.opa.trees import parse_tree
 from reconciler.core.errors import TransientError
 
 log = logging.getLogger(__name__)
@@ -102,19 +101,15 @@ class OpaProcess:
                     self._last_request = status.get("last_request")
                     return Loaded(False, str(status.get("message") or ""), tuple(status.get("errors") or ()))
 
-    async def module(self, path: str) -> Mapping[str, Any]:
-        """The compiled syntax tree of one file of the active bundle."""
+    async def module(self, path: str) -> bytes:
+        """What OPA says of one file of the active bundle; `tree_of` reads it."""
         if self._session is None:
             raise TransientError("the compiler is not running", reason="CompilerUnavailable")
         try:
             async with self._session.get(f"http://opa/v1/policies/{BUNDLE}/{path}") as answer:
-                document = await parse_tree(await answer.read())
-        except (aiohttp.ClientError, TimeoutError, ValueError) as error:
+                return await answer.read()
+        except (aiohttp.ClientError, TimeoutError) as error:
             raise TransientError(f"the compiler did not answer: {error}", reason="CompilerUnavailable") from error
-        tree = document.get("result", {}).get("ast")
-        if not isinstance(tree, dict):
-            raise TransientError(f"the compiler does not have {path}", reason="CompilerUnavailable")
-        return tree
 
     @property
     def running(self) -> bool:
