@@ -1,8 +1,14 @@
-"""The write path: decide at the head of the branch, commit, push; one push for all who wait.
+"""The write path: decide, commit, push; one push for all who wait, and the next batch made ready meanwhile.
 
 The push moves the branch from exactly the commit that was compared with, or not at all, so it is the proof that every
-precondition still held. Hence writes are decided on the head at hand, without asking the remote; only what would be
-*refused* there is looked at again on a head that was the remote's after the write arrived. See ``docs/adr/0007``.
+precondition still held. Hence writes are decided on the head at hand, without asking the remote, and while a push is on
+its way on the tip that it will have brought there: if it does not, what was made ready on it is thrown away and decided
+anew. Nobody is told anything before the commit that it was decided on is known to have been the remote's at some moment
+after the write arrived: by the push of what stands on it, or by a fetch. See ``docs/adr/0007``.
+
+    queue ──Drafter──▶ next (commits in the mirror) ──Sender──▶ on its way ──accepted──▶ answers
+              ▲                                          │ moved, declined, unknown, failed
+              └───────────── decided anew ◀──────────────┘
 """
 
 from __future__ import annotations
@@ -10,25 +16,16 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from time import monotonic, time
-from typing import Final, NoReturn, Protocol
+from time import monotonic
+from typing import Final, NoReturn
 
-from reconciler.core.errors import ConflictError, RefusalError, RegopsError, StalledError, TransientError
-from reconciler.core.model import PLATFORM, BlobIds, Content, FileError, PolicyName, Tree, Verdict
-from reconciler.core.ports import Branch, Edit, PushResult, Source
-from reconciler.edits import (
-    KEY_TRAILER,
-    Current,
-    DeclinedError,
-    InvalidPolicyError,
-    KeyReusedError,
-    OutcomeUnknownError,
-    Preview,
-    Write,
-    Written,
-)
+from reconciler.core.errors import ConflictError, RegopsError
+from reconciler.core.ports import Branch, PushResult, Source
+from reconciler.drafting import Answer, Draft, Drafter, Pending, Verdicts, defect
+from reconciler.edits import DeclinedError, OutcomeUnknownError, Preview, Write, Written
+from reconciler.sending import JITTER, Lookout, Sender, WriterObserver
 
 log = logging.getLogger(__name__)
 
@@ -36,74 +33,26 @@ BATCH: Final = 64
 """Writes that share one push."""
 ATTEMPTS: Final = 10
 """How often a write is decided again because somebody else pushed first."""
-KEY_LIFE: Final = 24 * 3600.0
-"""Seconds for which an idempotency key is looked for in the branch."""
-_JITTER: Final = 0.05
-
-
-class Verdicts(Protocol):
-    """What judges edits: see `reconciler.edit_judge`."""
-
-    async def judge(self, tree: Tree, edits: Mapping[PolicyName, Content]) -> Mapping[PolicyName, Verdict]:
-        """Each edit's verdict with the platform that will be live, as if ``tree`` had it."""
-        ...
-
-
-class WriterObserver(Protocol):
-    """Told what happens, for metrics and for the audit journal."""
-
-    def pushed(self, result: str, writes: int, seconds: float) -> None:
-        """A push has ended. ``result`` is a `PushResult` or ``failed``."""
-
-    async def intends(self, commits: Mapping[str, Write]) -> None:
-        """These commits are about to be sent; whatever happens now, they may arrive."""
 
 
 @dataclass(slots=True)
-class _Pending:
-    """A write in the queue, and whoever waits for it."""
+class _Batch:
+    """What one push brings: commits from ``base`` on, in order, and the answers that its acceptance makes certain."""
 
-    write: Write
-    answer: asyncio.Future[Written]
-    arrived: float = field(default_factory=monotonic)
-    attempts: int = 0
-    alone: bool = False
-    sent: str | None = None
-    """The commit that is on its way: whether it arrives is not known yet."""
+    base: str
+    commits: dict[str, Answer] = field(default_factory=dict)
+    answers: list[Answer] = field(default_factory=list)
 
-    def resolve(self, written: Written) -> None:
-        if not self.answer.done():
-            self.answer.set_result(written)
+    @property
+    def tip(self) -> str:
+        return next(reversed(self.commits), self.base)
 
-    def refuse(self, error: Exception) -> None:
-        if not self.answer.done():
-            self.answer.set_exception(error)
+    @property
+    def writes(self) -> list[Pending]:
+        return [answer.pending for answer in self.commits.values()]
 
-    def give_up(self) -> None:
-        """The replica ends: what was not sent never will be, of what was sent nobody here learns more."""
-        self.refuse(
-            OutcomeUnknownError(self.sent)
-            if self.sent
-            else TransientError("this replica is shutting down", reason="ShuttingDown")
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class _Entry:
-    """A write that is decided: its place in the batch."""
-
-    pending: _Pending
-    before: BlobIds | None
-    content: Content | None
-
-
-@dataclass(frozen=True, slots=True)
-class _Draft:
-    """A batch, decided and judged on ``head``."""
-
-    head: str
-    entries: tuple[_Entry, ...]
-    verdicts: Mapping[PolicyName, Verdict]
+    def told_of(self) -> set[Pending]:
+        return {answer.pending for answer in (*self.commits.values(), *self.answers)}
 
 
 class Writer:
@@ -121,16 +70,21 @@ class Writer:
     ) -> None:
         """``pushed`` is called with each new head. ``patience`` is seconds: for one fetch, and for finding out what
         became of a push that was not answered."""
-        self._source = source
         self._branch = branch
-        self._judge = judge
         self._pushed = pushed
         self._observer = observer
-        self._patience = patience
-        self._queue: list[_Pending] = []
-        self._filled = asyncio.Event()
-        self._seen = self._basis = -float("inf")
-        self._doubted = False
+        self._lookout = Lookout(source, patience)
+        self._drafter = Drafter(source, branch, judge)
+        self._sender = Sender(source, branch, self._lookout, observer, patience)
+        self._queue: list[Pending] = []
+        self._next: _Batch | None = None
+        self._on_its_way: _Batch | None = None
+        self._set_aside: set[Pending] = set()
+        """Whose turn it is not: they are in a batch, or refused on a commit that is only on its way."""
+        self._thrown_away = 0
+        """How often everything that was made ready had to be decided anew."""
+        self._work = asyncio.Event()
+        self._ready = asyncio.Event()
         self._closing = False
 
     async def write(self, write: Write) -> Written:
@@ -140,34 +94,26 @@ class Writer:
         `OutcomeUnknownError`, and `TransientError` or `StalledError` when nothing was sent. A caller that stops
         waiting withdraws the write as long as it was not committed.
         """
-        pending = _Pending(write, asyncio.get_running_loop().create_future())
+        pending = Pending(write, asyncio.get_running_loop().create_future())
         if self._closing:
             pending.give_up()
         self._queue.append(pending)
-        self._filled.set()
+        self._work.set()
         return await pending.answer
 
     async def preview(self, write: Write) -> Preview:
         """What `write` would do at the remote's head now. Raises the decision's `RefusalError`."""
-        head = await self._fetch()
-        tree = await self._source.tree(head)
-        current = await self._current(tree, write.policy)
-        content = write.decide(current)
-        if content is None:
-            return Preview(current, None)
-        verdict = (await self._judge.judge(tree, {write.policy: content}))[write.policy]
-        return Preview(current, content, verdict.errors, verdict.warnings)
+        return await self._drafter.preview(await self._lookout.fetch(), write)
 
     async def run(self) -> NoReturn:
         """Serve the queue until cancelled. A defect costs the writes that met it, never the process."""
         try:
-            while True:
-                await self._filled.wait()
-                self._filled.clear()
-                while self._waiting():
-                    await self._turn()
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._drafting())
+                group.create_task(self._pushing())
         finally:
             self._give_up(sent=True)
+        raise AssertionError("unreachable: both go on until they are cancelled")
 
     async def drain(self, seconds: float) -> None:
         """Take nothing more, refuse what was not sent, and wait so long for what was: then it is an unknown outcome."""
@@ -182,271 +128,149 @@ class Writer:
             if sent or pending.sent is None:
                 pending.give_up()
 
-    def _waiting(self) -> bool:
+    def _waiting(self) -> list[Pending]:
         self._queue = [pending for pending in self._queue if not pending.answer.done()]
-        return bool(self._queue)
+        return self._queue
 
-    async def _turn(self) -> None:
-        try:
-            await self._round()
-        except RegopsError as error:
-            self._doubted = True
-            self._fail(error)
-        except Exception as error:
-            log.exception("writing failed unexpectedly")
-            self._doubted = True
-            self._fail(_defect(error))
+    # --- from the queue to the next batch ----------------------------------------------------------------------------
 
-    def _fail(self, error: RegopsError) -> None:
-        """Refuse everyone who waits now."""
-        for pending in self._queue:
-            pending.refuse(OutcomeUnknownError(pending.sent) if pending.sent else error)
+    async def _drafting(self) -> NoReturn:
+        while True:
+            await self._work.wait()
+            self._work.clear()
+            while chosen := self._choose():
+                try:
+                    await self._draft(chosen)
+                except Exception as error:  # noqa: BLE001 a defect too; `_fail` logs it
+                    self._fail(error, (pending for pending in self._waiting() if pending not in self._set_aside))
 
-    # --- one round ---------------------------------------------------------------------------------------------------
-
-    async def _round(self) -> None:
-        """Decide what can be decided, and push it."""
+    def _choose(self) -> list[Pending]:
+        """Whose turn it is. One that must go alone waits until nothing else is on its way, and lets nothing pass."""
         if self._closing:
             self._give_up(sent=False)
-            return
-        self._basis = self._seen  # noted before: what previews fetch while this round runs is not the head it stands on
-        head = None if self._doubted else await self._branch.head()
-        if head is None:
-            self._basis = monotonic()
-            head = await self._fetch()
-        draft = await self._draft(head)
-        if not draft.entries:
-            # What is left was refused on a head that may be old: look at the remote before saying so.
-            self._doubted = self._waiting()
-            return
-        commits = await self._commit(draft)
-        if commits and not self._closing:
-            await self._send(draft, commits)
+            return []
+        waiting = [pending for pending in self._waiting() if pending not in self._set_aside]
+        for pending in waiting:
+            if pending.alone:
+                return [] if self._next or self._on_its_way else [pending]
+        if any(pending.alone for pending in (self._next or self._on_its_way or _Batch("")).writes):
+            return []
+        return waiting[: BATCH - len(self._next.commits) if self._next else BATCH]
 
-    async def _fetch(self) -> str:
-        started = monotonic()
-        try:
-            async with asyncio.timeout(self._patience):
-                head = await self._source.fetch()
-        except TimeoutError as error:
-            raise TransientError(
-                f"the Git remote did not answer within {self._patience:g} s", reason="FetchTimeout"
-            ) from error
-        self._seen = max(self._seen, started)
-        self._doubted = False
-        return head
+    async def _draft(self, chosen: list[Pending]) -> None:
+        round_, ahead = self._thrown_away, self._next or self._on_its_way
+        head, seen = (ahead.tip, None) if ahead else await self._head()
+        draft = await self._drafter.draft(head, chosen)
+        if round_ == self._thrown_away:
+            self._take(draft, seen)
 
-    async def _draft(self, head: str) -> _Draft:
-        tree = await self._source.tree(head)
-        known = await self._known_keys(head)
-        entries: dict[PolicyName, _Entry] = {}
-        for pending in list(self._queue):
-            if len(entries) == BATCH or PLATFORM in entries:
-                break
-            if not pending.answer.done() and self._fits(pending, entries):
-                entry = await self._decide(tree, pending, known)
-                if entry is not None:
-                    entries[pending.write.policy] = entry
-                    if pending.alone:
-                        break
-        edits = {name: entry.content for name, entry in entries.items() if entry.content is not None}
-        verdicts = await self._judge.judge(tree, edits) if edits else {}
-        for name, verdict in verdicts.items():
-            if not verdict.valid:
-                self._refuse(entries.pop(name).pending, InvalidPolicyError(verdict.errors))
-        return _Draft(head, tuple(entries.values()), verdicts)
+    async def _head(self) -> tuple[str, float]:
+        """The branch's head, and since when it is known to be the remote's."""
+        seen = self._lookout.seen  # noted before: what previews fetch meanwhile is not the head that this one is
+        head = None if self._lookout.doubted else await self._branch.head()
+        if head is not None:
+            return head, seen
+        seen = monotonic()
+        return await self._lookout.fetch(), seen
 
-    def _fits(self, pending: _Pending, entries: Mapping[PolicyName, _Entry]) -> bool:
-        """One write of a policy in a batch; the platform goes alone, since everything is judged with it."""
-        policy = pending.write.policy
-        return policy not in entries and not (entries and (pending.alone or policy == PLATFORM))
+    def _take(self, draft: Draft, seen: float | None) -> None:
+        """Tell what is certain; the rest is certain once what stands on it is accepted. ``seen`` is ``None`` for a head
+        that was on its way when the draft began."""
+        open_ = []
+        for answer in draft.answers:
+            if seen is not None and seen >= answer.pending.arrived:
+                answer.tell()
+            else:
+                open_.append(answer)
+        if draft.commits or self._next:
+            self._next = self._next or _Batch(draft.head)
+            self._next.commits |= draft.commits
+            self._next.answers += open_
+            self._set_aside |= draft.decided
+            self._ready.set()
+        elif self._on_its_way:
+            self._set_aside |= draft.decided
+        elif open_ and seen is not None:
+            # Refused on a head that may be old: look at the remote before saying so.
+            self._lookout.doubted = True
 
-    async def _known_keys(self, head: str) -> dict[str, tuple[str, str]]:
-        """Idempotency keys that the branch has: scope → (request, commit)."""
-        if not any(pending.write.key for pending in self._queue):
-            return {}
-        found = await self._branch.trailers(head, KEY_TRAILER, since=time() - KEY_LIFE)
-        parts = {value: value.partition(".") for value in found}
-        return {scope: (request, found[value]) for value, (scope, _, request) in parts.items()}
+    # --- from the next batch to the remote ---------------------------------------------------------------------------
 
-    async def _decide(self, tree: Tree, pending: _Pending, known: Mapping[str, tuple[str, str]]) -> _Entry | None:
-        """Its place in the batch; ``None`` when it has its answer, or must be looked at on a newer head."""
-        write = pending.write
-        if write.key is not None and write.key.scope in known:
-            if self._certain(pending):  # else the branch may have been reset to before that commit
-                await self._replay(pending, *known[write.key.scope])
-            return None
-        current = await self._current(tree, write.policy)
-        try:
-            content = write.decide(current)
-        except RefusalError as refusal:
-            self._refuse(pending, refusal)
-            return None
-        except Exception as error:
-            log.exception("a write cannot be decided", extra={"request_id": write.request_id})
-            pending.refuse(_defect(error))
-            return None
-        blobs = content.blob_ids() if content else None
-        if blobs != current.blobs:
-            return _Entry(pending, current.blobs, content)
-        if self._certain(pending):
-            commit = (await self._source.last_change(tree.commit, write.policy)).commit
-            pending.resolve(Written(commit, blobs, blobs, changed=False))
-        return None
+    async def _pushing(self) -> NoReturn:
+        while True:
+            await self._ready.wait()
+            self._ready.clear()
+            while self._next and not self._closing:
+                self._on_its_way, self._next = self._next, None
+                self._work.set()
+                try:
+                    accepted = await self._send(self._on_its_way)
+                except Exception as error:  # noqa: BLE001 as above
+                    accepted = False
+                    self._fail(error, self._waiting())
+                self._on_its_way = None
+                self._go_on(accepted)
 
-    async def _current(self, tree: Tree, policy: PolicyName) -> Current:
-        blobs = tree.policies.get(policy)
-        return Current(policy, blobs, await self._source.read(blobs) if blobs else None)
+    def _go_on(self, accepted: bool) -> None:
+        """What was made ready stands on what the remote has now, or is thrown away; everybody else has another turn."""
+        if not accepted:
+            self._thrown_away += 1
+            self._next = None
+        self._set_aside = self._next.told_of() if self._next else set()
+        self._work.set()
 
-    async def _replay(self, pending: _Pending, request: str, commit: str) -> None:
-        write = pending.write
-        if write.key is None or request != write.key.request:
-            pending.refuse(KeyReusedError(f"commit {commit} was made with this idempotency key by another request"))
-            return
-        after = (await self._source.tree(commit)).policies.get(write.policy)
-        parent = await self._source.parent(commit)
-        before = (await self._source.tree(parent)).policies.get(write.policy) if parent else None
-        warnings = await self._warnings(commit, write.policy, after) if after else ()
-        pending.resolve(Written(commit, before, after, replayed=True, warnings=warnings))
-
-    async def _warnings(self, commit: str, policy: PolicyName, blobs: BlobIds) -> tuple[FileError, ...]:
-        """What the first answer warned of; without it where nobody can say, since the write itself is certain."""
-        try:
-            edits = {policy: await self._source.read(blobs)}
-            return (await self._judge.judge(await self._source.tree(commit), edits))[policy].warnings
-        except RegopsError as error:
-            log.warning("warnings not repeated", extra={"reason": error.reason})
-            return ()
-
-    def _certain(self, pending: _Pending) -> bool:
-        """Whether the head in use was the remote's at some moment after the write arrived."""
-        return self._basis >= pending.arrived
-
-    def _refuse(self, pending: _Pending, refusal: RefusalError) -> None:
-        if self._certain(pending):
-            pending.refuse(refusal)
-
-    # --- commit and push ---------------------------------------------------------------------------------------------
-
-    async def _send(self, draft: _Draft, commits: dict[str, _Entry]) -> None:
-        """Push them together, and tell what became of them."""
-        pendings = [entry.pending for entry in commits.values()]
-        for commit, entry in commits.items():
-            entry.pending.sent = commit
-        tip = next(reversed(commits))
-        result, message = await self._settle(draft.head, tip, pendings)
+    async def _send(self, batch: _Batch) -> bool:
+        """Push it and tell what became of it; whether the remote has it."""
+        await self._observer.intends({commit: answer.pending.write for commit, answer in batch.commits.items()})
+        if self._closing:
+            return False
+        result, message = await self._settle(batch)
         if result is PushResult.ACCEPTED:
-            self._pushed(tip)
-            for commit, entry in commits.items():
-                entry.pending.resolve(_written(commit, entry, draft.verdicts))
+            self._pushed(batch.tip)
+            for answer in (*batch.commits.values(), *batch.answers):
+                answer.tell()
         elif result is PushResult.MOVED:
-            await self._again(pendings)
+            await self._again(batch.writes)
         elif result is PushResult.UNKNOWN:
-            self._doubted = True
-            for commit, entry in commits.items():
-                entry.pending.refuse(OutcomeUnknownError(commit))
-        elif len(pendings) > 1:
-            for pending in pendings:
+            self._lookout.doubted = True
+            for commit, answer in batch.commits.items():
+                answer.pending.resolve(OutcomeUnknownError(commit))
+        elif len(batch.commits) > 1:
+            for pending in batch.writes:
                 pending.alone = True
         else:
-            pendings[0].refuse(DeclinedError(message))
+            batch.writes[0].resolve(DeclinedError(message))
+        return result is PushResult.ACCEPTED
 
-    async def _commit(self, draft: _Draft) -> dict[str, _Entry]:
-        """Commit each entry on the one before, in the mirror only; whoever has stopped waiting is left out."""
-        entries = [entry for entry in draft.entries if not entry.pending.answer.done()]
-        made = await self._branch.commit(draft.head, [_edit(entry) for entry in entries]) if entries else ()
-        commits = dict(zip(made, entries, strict=True))
-        if commits:
-            await self._observer.intends({commit: entry.pending.write for commit, entry in commits.items()})
-        return commits
-
-    async def _again(self, pendings: list[_Pending]) -> None:
-        """Somebody else was first: decide anew on the new head, after a moment and not for ever."""
-        for pending in pendings:
-            pending.attempts += 1
-            if pending.attempts >= ATTEMPTS:
-                pending.refuse(ConflictError("others keep pushing to the branch first", reason="BranchContended"))
-        await asyncio.sleep(random.uniform(0, _JITTER))  # noqa: S311 jitter is no secret
-
-    async def _settle(self, base: str, tip: str, pendings: list[_Pending]) -> tuple[PushResult, str]:
+    async def _settle(self, batch: _Batch) -> tuple[PushResult, str]:
         """Push; afterwards only those whose outcome nobody knows are ``sent`` still."""
+        for commit, answer in batch.commits.items():
+            answer.pending.sent = commit
         known = False
         try:
-            result, message = await self._push(base, tip, len(pendings))
+            result, message = await self._sender.push(batch.base, batch.tip, len(batch.commits))
             known = result is not PushResult.UNKNOWN
         except RegopsError:
             known = True
             raise
         finally:
-            for pending in pendings if known else ():
+            for pending in batch.writes if known else ():
                 pending.sent = None
         return result, message
 
-    async def _push(self, base: str, tip: str, writes: int) -> tuple[PushResult, str]:
-        """Push until it is known what became of it, or patience ends.
+    async def _again(self, pendings: Iterable[Pending]) -> None:
+        """Somebody else was first: decide anew on the new head, after a moment and not for ever."""
+        for pending in pendings:
+            pending.attempts += 1
+            if pending.attempts >= ATTEMPTS:
+                pending.resolve(ConflictError("others keep pushing to the branch first", reason="BranchContended"))
+        await asyncio.sleep(random.uniform(0, JITTER))  # noqa: S311 jitter is no secret
 
-        Sending the same commits for the same base again is safe: whichever arrives first wins, and the other one finds
-        the tip there already. Once the branch has left the base without the tip, the push can never succeed any more.
-        That a later copy was declined says nothing about the first.
-        """
-        deadline = monotonic() + self._patience
-        uncertain = False
-        while True:
-            started = monotonic()
-            try:
-                push = await self._branch.push(base, tip)
-            except RegopsError:
-                self._observer.pushed("failed", writes, monotonic() - started)
-                if not uncertain:
-                    raise
-            else:
-                self._observer.pushed(push.result, writes, monotonic() - started)
-                if push.result is PushResult.ACCEPTED:
-                    self._seen = started
-                result = push.result
-                # Also for the first copy: curl sends a request twice when a connection breaks that it had used before,
-                # and the second one finds the branch moved by the first.
-                if result is PushResult.MOVED or (uncertain and result is PushResult.DECLINED):
-                    result = await self._landed(base, tip, uncertain=uncertain)
-                if result is not PushResult.UNKNOWN:
-                    return result, push.message
-            uncertain = True
-            if monotonic() >= deadline:
-                return PushResult.UNKNOWN, ""
-            await asyncio.sleep(random.uniform(_JITTER, 5 * _JITTER))  # noqa: S311 the same
-
-    async def _landed(self, base: str, tip: str, *, uncertain: bool) -> PushResult:
-        """Where the branch is after a refused push: did it go by way of our commits, or elsewhere? While it is where
-        it was, an earlier copy that is ``uncertain`` may still arrive. Raises `StalledError` when it is gone."""
-        try:
-            head = await self._fetch()
-        except StalledError:
-            if uncertain:
-                return PushResult.UNKNOWN
-            raise
-        except RegopsError:
-            return PushResult.UNKNOWN
-        if await self._source.contains(head, tip):
-            return PushResult.ACCEPTED
-        return PushResult.UNKNOWN if uncertain and head == base else PushResult.MOVED
-
-
-def _defect(error: Exception) -> RegopsError:
-    return RegopsError(f"{type(error).__name__}: {error}", reason="InternalError")
-
-
-def _written(commit: str, entry: _Entry, verdicts: Mapping[PolicyName, Verdict]) -> Written:
-    verdict = verdicts.get(entry.pending.write.policy)
-    after = entry.content.blob_ids() if entry.content else None
-    return Written(commit, entry.before, after, warnings=verdict.warnings if verdict else ())
-
-
-def _edit(entry: _Entry) -> Edit:
-    write = entry.pending.write
-    return Edit(
-        policy=write.policy,
-        content=entry.content,
-        author=write.author,
-        subject=write.subject(before=entry.before, after=entry.content),
-        trailers=write.trailers(),
-    )
+    def _fail(self, error: Exception, pendings: Iterable[Pending]) -> None:
+        """Refuse these, and believe nothing that is known of the remote."""
+        if not isinstance(error, RegopsError):
+            log.error("writing failed unexpectedly", exc_info=error)
+            error = defect(error)
+        self._lookout.doubted = True
+        for pending in pendings:
+            pending.resolve(OutcomeUnknownError(pending.sent) if pending.sent else error)

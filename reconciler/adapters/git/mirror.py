@@ -28,6 +28,8 @@ log = logging.getLogger(__name__)
 
 _FETCHES: Final = 5
 """How often a fetch is made again because a push overtook it."""
+_PACKS: Final = 32
+"""Batches of commits after which the mirror is looked at for packing."""
 
 
 class GitSource:
@@ -63,6 +65,7 @@ class GitSource:
         self._pen = Pen(path, committer)
         self._trailers = Trailers(committer)
         self._head: str | None = None
+        self._packs = 0
         self._pushes = 0
         self._heights = history.Heights()
         self._changes = history.Changes(self._layout)
@@ -108,8 +111,13 @@ class GitSource:
         return self._head
 
     async def commit(self, parent: str, edits: Sequence[Edit]) -> tuple[str, ...]:
-        """See `Branch.commit`."""
-        return await self._objects.run(lambda repository: self._pen.commits(repository, parent, edits))
+        """See `Branch.commit`. Each call leaves a pack."""
+        made = await self._objects.run(lambda repository: self._pen.commits(repository, parent, edits))
+        self._packs += 1
+        if self._packs >= _PACKS and not self._fetching.locked():  # a fetch does it too, when it is done
+            async with self._fetching:
+                await self._pack()
+        return made
 
     async def push(self, base: str, tip: str) -> Push:
         """See `Branch.push`. Runs beside a fetch; only objects are shared, and those never change."""
@@ -231,6 +239,7 @@ class GitSource:
 
     async def _pack(self) -> None:
         """Keep the number of files bounded. A failure costs speed only."""
+        self._packs = 0
         if not await self._objects.files(self._folder.needs_packing):
             return
         try:
