@@ -28,14 +28,17 @@ class Paused(GitSource):
     """A source whose next reading of a tree waits, once `pause` was called."""
 
     def pause(self) -> None:
-        self.reached, self.go_on = asyncio.Event(), asyncio.Event()
+        self.reached, self._reading = asyncio.Event(), asyncio.Event()
         self._next = True
+
+    def go_on_reading(self) -> None:
+        self._reading.set()
 
     async def tree(self, commit: str) -> Tree:
         if getattr(self, "_next", False):
             self._next = False
             self.reached.set()
-            await self.go_on.wait()
+            await self._reading.wait()
         return await super().tree(commit)
 
 
@@ -96,7 +99,7 @@ async def test_what_was_overtaken_is_not_acknowledged_because_somebody_else_fetc
     await source.reached.wait()
     newer = (await writer.preview(write(lambda current: current.content))).current
     assert newer.etag != before.etag
-    source.go_on.set()
+    source.go_on_reading()
     with pytest.raises(StaleError):
         await answer
 
@@ -113,7 +116,7 @@ async def test_a_version_that_is_there_is_not_refused_because_somebody_else_fetc
     answer = asyncio.ensure_future(writer.write(write(if_match(newer_etag, before.content))))
     await source.reached.wait()
     await writer.preview(write(lambda current: current.content))
-    source.go_on.set()
+    source.go_on_reading()
     assert (await answer).changed
 
 
@@ -129,7 +132,7 @@ async def _fetched(remote: Remote, source: GitSource) -> str:
 # --- the next batch is made ready while a push is under way -----------------------------------------------------------
 
 
-class Held(GitSource):
+class Held(Paused):
     """A source whose pushes wait for the test, which may also answer instead of the remote."""
 
     def __init__(self, *, remote: str, mirror: Path) -> None:
@@ -320,3 +323,20 @@ async def test_one_that_was_declined_with_others_goes_alone_and_the_others_land(
         await second
     assert (await third).commit == remote.head
     assert (await first).changed
+
+
+async def test_a_draft_under_way_when_its_ground_is_refused_is_not_sent(
+    ahead: Writer, held: Held, remote: Remote
+) -> None:
+    first, tip = await begun(ahead, held, "one")
+    held.pause()
+    second = asyncio.ensure_future(ahead.write(create("two")))
+    await held.reached.wait()
+    held.go_on(Push(PushResult.DECLINED, "no"))
+    with pytest.raises(DeclinedError):
+        await first
+    before = remote.head
+    held.go_on_reading()
+    held.go_on()
+    assert (await second).changed
+    assert held.pushes.get_nowait()[0] == before != tip

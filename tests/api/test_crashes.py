@@ -289,6 +289,8 @@ async def test_what_was_acknowledged_is_in_the_branch_and_has_one_event_whenever
         await doomed.kill()
         for outcome in await asyncio.gather(*callers, return_exceptions=True):
             assert isinstance(outcome, aiohttp.ClientError), outcome
+        # The branch goes on, so that a push which died with the replica is not waited for.
+        world.remote.commit({"README.md": b"after the crash"})
         await restarted(doomed)
     finally:
         await replica.call("POST", "/admin/resume")
