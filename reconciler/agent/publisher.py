@@ -23,7 +23,10 @@ LEASE_TTL: Final = 10
 _LOOK_EVERY: Final = 0.5
 """Seconds between two looks at the receipt when nothing happens: silence and staleness are time alone."""
 _WRITE_GAP: Final = 0.05
-"""At most so often a receipt is written: a burst becomes one write."""
+"""Seconds between two writes of the receipt in the long run: many changes become few writes."""
+_AT_ONCE: Final = 4
+"""Writes that need not wait for each other: one activation takes two, the former proof withdrawn and the new one given,
+and the second is what `wait=active` waits for."""
 _REPEAT_EVERY: Final = 300.0
 """An unchanged receipt is written again: a restored etcd, or `fleet forget`, may have lost it."""
 _LAST_WORDS: Final = 0.5
@@ -56,6 +59,7 @@ class Publisher:
         self._changed = changed
         self._written: Receipt | None = None
         self._written_at = 0.0
+        self._paid_until = 0.0
 
     def repeat(self) -> None:
         """Write the receipt again even if it is unchanged: the store may not have it any more."""
@@ -78,7 +82,7 @@ class Publisher:
             else:
                 self._written, self._written_at = receipt, time.monotonic()
                 backoff.reset()
-                await asyncio.sleep(_WRITE_GAP)
+                await self._pace()
 
     async def run_alive(self) -> NoReturn:
         """Keep the leased key alive until cancelled; then end the lease, so that the fleet knows at once."""
@@ -111,6 +115,12 @@ class Publisher:
 
     async def _put(self, key: str, value: bytes, lease: int = 0) -> None:
         await self._store.commit(Transaction((), (Put(key, value, lease),)))
+
+    async def _pace(self) -> None:
+        """Wait when more than `_AT_ONCE` writes came within their gaps."""
+        now = time.monotonic()
+        self._paid_until = max(self._paid_until, now) + _WRITE_GAP
+        await asyncio.sleep(max(0.0, self._paid_until - now - (_AT_ONCE - 1) * _WRITE_GAP))
 
     async def _look_later(self) -> None:
         with contextlib.suppress(TimeoutError):
