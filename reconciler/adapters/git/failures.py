@@ -86,7 +86,7 @@ _THEIRS: Final = (
         r"Host key verification failed|REMOTE HOST IDENTIFICATION HAS CHANGED",
         "AuthenticationFailed",
         "The remote's host key is not the known one",
-        "Put the host's current key into the known-hosts file after checking it.",
+        "Put the host's current key (ssh-keyscan prints it; check it) into the file that git.known_hosts names.",
     ),
     _meaning(
         r"dubious ownership",
