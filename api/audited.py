@@ -71,6 +71,7 @@ class Auditor:
 
     def _emit(self, request: web.Request, attempt: Attempt, result: str, request_id: str) -> bool:
         event = AuditEvent(
+            id=attempt.id,
             actor=attempt.actor,
             action=attempt.action,
             resource=attempt.resource,

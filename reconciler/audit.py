@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import json
 import os
+import secrets
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -21,6 +22,8 @@ from reconciler.core.errors import StalledError, TransientError
 from reconciler.edits import Write
 
 JOURNAL: Final = "audit-journal.jsonl"
+_LATELY: Final = 4 * 2**20
+"""Bytes at the end of the audit file in which the last events of a crashed process are found."""
 
 Line = Mapping[str, str]
 """A commit in the journal: attempt, request_id, commit, actor, policy."""
@@ -34,7 +37,8 @@ def timestamp(now: datetime | None = None) -> str:
 @dataclass(frozen=True, slots=True)
 class AuditEvent:
     """One attempt. ``result`` is ``created``, ``updated``, ``deleted``, ``unchanged``, ``replayed``, ``done`` or a
-    problem's code; ``recovered``: written later, from the commit."""
+    problem's code; ``recovered``: written later, from the commit. ``id`` tells attempts apart, also when a caller
+    repeats its request id."""
 
     actor: str
     action: str
@@ -46,6 +50,7 @@ class AuditEvent:
     etag_after: str | None = None
     commit: str | None = None
     recovered: bool = False
+    id: str = field(default_factory=lambda: secrets.token_hex(8))
     ts: str = field(default_factory=timestamp)
 
 
@@ -54,6 +59,10 @@ class AuditSink(Protocol):
 
     def emit(self, event: AuditEvent) -> None:
         """Write the event. Raises `TransientError` when it could not be written."""
+        ...
+
+    def holds(self, attempt: str) -> bool:
+        """Whether the event of this attempt was written lately, as far as that can be looked up."""
         ...
 
 
@@ -84,6 +93,15 @@ class AuditLog:
                 os.fdatasync(self._stream.fileno())
         except OSError as error:
             raise TransientError("the audit event cannot be written", reason="AuditFailed") from error
+
+    def holds(self, attempt: str) -> bool:
+        """See `AuditSink`. Looks into the end of the file; what went to standard output is out of sight."""
+        if self._file is None:
+            return False
+        with contextlib.suppress(OSError), self._file.open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - _LATELY))
+            return f'"id": "{attempt}"'.encode() in file.read()
+        return False
 
     def close(self) -> None:
         """Close the file."""

@@ -55,16 +55,19 @@ async def _recover(
         if pending and hopes:
             continue
         result = "committed" if made else "outcome_unknown" if pending else "not_committed"
-        sink.emit(
-            AuditEvent(
-                actor=lines[-1]["actor"],
-                action="write",
-                resource=lines[-1]["policy"],
-                result=result,
-                request_id=lines[-1]["request_id"],
-                commit=next(iter(made or pending[-1:]), None),
-                recovered=True,
+        # It may have died after the event was written and before the journal said so.
+        if not await asyncio.to_thread(sink.holds, attempt):
+            sink.emit(
+                AuditEvent(
+                    id=attempt,
+                    actor=lines[-1]["actor"],
+                    action="write",
+                    resource=lines[-1]["policy"],
+                    result=result,
+                    request_id=lines[-1]["request_id"],
+                    commit=next(iter(made or pending[-1:]), None),
+                    recovered=True,
+                )
             )
-        )
         del left[attempt]
         await asyncio.to_thread(journal.recovered, attempt)

@@ -12,10 +12,24 @@ from fixtures.etcd import eventually
 from fixtures.replicas import Replica, World
 from fixtures.tokens import token
 
+from reconciler.audit import AuditEvent, AuditLog
+
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 FIELDS = {
-    *("ts", "actor", "action", "resource", "etag_before", "etag_after", "result", "request_id", "client_ip", "commit"),
+    *(
+        "ts",
+        "actor",
+        "action",
+        "resource",
+        "etag_before",
+        "etag_after",
+        "result",
+        "request_id",
+        "client_ip",
+        "commit",
+        "id",
+    ),
 }
 
 
@@ -174,3 +188,22 @@ async def test_a_token_in_a_line_that_cannot_be_read_is_in_no_log(
     (line,) = [record for record in caplog.records if record.name == "api.wire"]
     assert line.getMessage() == "request cannot be read"
     assert "tulip-9f3a7c" not in "".join(formatter.format(r) + str(vars(r)) for r in caplog.records)
+
+
+async def test_an_event_that_was_written_before_the_crash_is_not_written_again(world: World) -> None:
+    """It died between the audit log and the journal's note: once that was a second event."""
+    settings = world.settings("died-between")
+    settings.server.state.mkdir(parents=True)
+    line = {"attempt": "a1", "request_id": "r", "commit": "1" * 40, "actor": "ann", "policy": "projects/alpha"}
+    (settings.server.state / "audit-journal.jsonl").write_text(f"{json.dumps(line)}\n")
+    assert settings.audit.file is not None
+    log = AuditLog(settings.audit.file)
+    log.emit(AuditEvent("ann", "write", "projects/alpha", "created", "r", commit="1" * 40, id="a1"))
+    log.close()
+    replica = Replica(settings)
+    await replica.start()
+    try:
+        await eventually(lambda: not list(settings.server.state.glob("audit-journal.jsonl*")))
+        assert [event["id"] for event in replica.audit()] == ["a1"]
+    finally:
+        await replica.stop()
