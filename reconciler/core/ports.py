@@ -7,7 +7,7 @@ Every method may raise `TransientError` (and only its subclasses where noted) wh
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Container, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from enum import StrEnum
@@ -24,6 +24,33 @@ class PastVersion:
 
     commit: str
     blobs: BlobIds
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyChange:
+    """What one commit made of one policy: its new blobs, or ``None`` where it deleted the policy, or left something in
+    its place that is no policy; ``fault`` says then what is wrong with it."""
+
+    blobs: BlobIds | None
+    fault: str = ""
+
+    @property
+    def deleted(self) -> bool:
+        """Whether the policy is no more."""
+        return self.blobs is None and not self.fault
+
+    @property
+    def etag(self) -> str | None:
+        """The ETag that it has since; ``None`` where there is no policy."""
+        return None if self.blobs is None else self.blobs.etag
+
+
+@dataclass(frozen=True, slots=True)
+class BranchCommit:
+    """One commit of a first-parent history, and what it changed against its first parent: a merge counts once."""
+
+    info: CommitInfo
+    changes: Mapping[PolicyName, PolicyChange]
 
 
 class Source(Protocol):
@@ -73,6 +100,18 @@ class Source(Protocol):
 
     async def past_versions(self, commit: str, policy: PolicyName) -> Sequence[PastVersion]:
         """Distinct earlier versions of a policy along the first-parent history, newest first, bounded (100)."""
+        ...
+
+    async def line(self, commit: str, known: Container[str] = ()) -> Sequence[str]:
+        """The first-parent history of ``commit``, oldest first, as far back as the newest commit that is ``known``,
+        without that; the whole history when none is."""
+        ...
+
+    async def branch_commits(
+        self, commits: Sequence[str], policy: PolicyName | None = None
+    ) -> Mapping[str, BranchCommit]:
+        """Each of these commits, with what it changed (of one policy only, where one is named). A commit that the
+        mirror does not have is left out: the branch may have been rewritten since it was named."""
         ...
 
 

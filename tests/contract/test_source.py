@@ -254,3 +254,68 @@ async def test_a_deleted_branch_is_not_found(world: World) -> None:
         await world.source.fetch()
     assert gone.value.reason in {"BranchNotFound", "NoCommit"}
     assert (await world.source.tree(head)).found
+
+
+async def changes(world: World, commit: str) -> dict[str, object]:
+    """What a commit did: the ETag of each policy since, ``None`` for a deletion, ``"fault"`` for what is no policy."""
+    found = (await world.source.branch_commits([commit]))[commit].changes
+    return {name: "fault" if change.fault else change.etag for name, change in found.items()}
+
+
+async def test_the_line_ends_at_what_is_known_and_follows_first_parents_only(world: World) -> None:
+    first = world.origin.commit(SEED)
+    side = world.origin.commit({REGO: b"package projects.alpha\n"})
+    main = world.origin.commit({"policies/platform/data.json": b"{}"}, on=first)
+    merge = world.origin.commit({REGO: b"package projects.alpha\n"}, merge=side)
+    await world.source.fetch()
+    assert list(await world.source.line(merge)) == [first, main, merge]
+    assert list(await world.source.line(merge, {side, first})) == [main, merge]
+    assert list(await world.source.line(merge, {merge})) == []
+
+
+async def test_a_merge_changes_what_it_brings_to_its_first_parent(world: World) -> None:
+    first = world.origin.commit(SEED)
+    world.origin.commit({REGO: b"package projects.alpha\n"}, author="Bob <bob@example.org>")
+    side = world.origin.commit({"policies/projects/gamma/rego.rego": b"package projects.gamma\n"})
+    world.origin.force_push(first)
+    merge = world.origin.commit(
+        {REGO: b"package projects.alpha\n", "policies/projects/gamma/rego.rego": b"package projects.gamma\n"},
+        merge=side,
+        message="Merge pull request #7 from bob/alpha",
+    )
+    await world.source.fetch()
+    assert (await changes(world, merge)).keys() == {"projects/alpha", "projects/gamma"}
+    info = (await world.source.branch_commits([merge]))[merge].info
+    assert info.author.startswith("Alice")
+    assert info.subject == "Merge pull request #7 from bob/alpha"
+
+
+async def test_a_policy_that_goes_comes_back_or_breaks_is_a_change_and_a_readme_is_none(world: World) -> None:
+    first = world.origin.commit(SEED)
+    readme = world.origin.commit({"policies/projects/alpha/README.md": b"hello"})
+    broken = world.origin.commit({REGO: None})
+    gone = world.origin.commit({"policies/projects/alpha": None})
+    back = world.origin.commit({REGO: SEED[REGO]})
+    await world.source.fetch()
+    assert (await changes(world, first)).keys() == {"platform", "projects/alpha", "projects/beta"}
+    assert await changes(world, readme) == {}
+    assert await changes(world, broken) == {"projects/alpha": "fault"}
+    assert await changes(world, gone) == {"projects/alpha": None}
+    assert await changes(world, back) == {"projects/alpha": Content(SEED[REGO]).blob_ids().etag}
+
+
+async def test_a_folder_that_only_a_readme_keeps_is_deleted_with_the_readme(world: World) -> None:
+    world.origin.commit(SEED)
+    kept = world.origin.commit({"policies/projects/beta/README.md": b"", "policies/projects/beta/rego.rego": None})
+    gone = world.origin.commit({"policies/projects/beta": None})
+    await world.source.fetch()
+    assert await changes(world, kept) == {"projects/beta": "fault"}
+    assert await changes(world, gone) == {"projects/beta": None}
+
+
+async def test_commits_that_the_mirror_never_had_are_left_out(world: World) -> None:
+    head = world.origin.commit(SEED)
+    await world.source.fetch()
+    assert (await world.source.branch_commits(["1" * 40, head])).keys() == {head}
+    (only,) = (await world.source.branch_commits([head], BETA)).values()
+    assert only.changes.keys() == {BETA}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections import Counter, defaultdict, deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -22,7 +22,7 @@ from reconciler.core.model import (
     is_project_name,
     project_policy,
 )
-from reconciler.core.ports import PastVersion
+from reconciler.core.ports import BranchCommit, PastVersion, PolicyChange
 
 _START = 1_700_000_000
 
@@ -157,7 +157,52 @@ class InMemorySource:
                 seen.add(now)
         return versions[:100]
 
+    async def line(self, commit: str, known: Container[str] = ()) -> Sequence[str]:
+        await self._called("line")
+        found: list[str] = []
+        for step, _ in self._line(commit):
+            if step in known:
+                break
+            found.append(step)
+        return found[::-1]
+
+    async def branch_commits(
+        self, commits: Sequence[str], policy: PolicyName | None = None
+    ) -> Mapping[str, BranchCommit]:
+        await self._called("branch_commits")
+        found = {}
+        for commit in (each for each in commits if each in self._fetched):
+            parents = self._commits[commit].parents
+            now = self._states(commit)
+            before = self._states(parents[0]) if parents else type(now)()
+            absent = (PolicyChange(None), frozenset[tuple[str, str]]())
+            changes = {
+                name: now.get(name, absent)[0]
+                for name in (now.keys() | before.keys() if policy is None else {policy})
+                if now.get(name, absent) != before.get(name, absent)
+            }
+            found[commit] = BranchCommit(self._commits[commit].info, changes)
+        return found
+
     # Inside.
+
+    def _states(self, commit: str) -> dict[PolicyName, tuple[PolicyChange, frozenset[tuple[str, str]]]]:
+        """Every policy of a commit, with the published files that make it what it is."""
+        files, prefix = self._commits[commit].files, f"{self._path}/"
+        below = {
+            path.removeprefix(prefix): git_blob_id(each) for path, each in files.items() if path.startswith(prefix)
+        }
+        tree = _tree(commit, below)
+        faults = {
+            name: PolicyChange(None, "; ".join(each.message for each in errors))
+            for name, errors in tree.invalid.items()
+            if name == PLATFORM or is_project_name(name.removeprefix("projects/"))
+        }
+        changes = {**{name: PolicyChange(blobs) for name, blobs in tree.policies.items()}, **faults}
+        return {
+            PolicyName(name): (change, frozenset(self._files_of(commit, PolicyName(name)).items()))
+            for name, change in changes.items()
+        }
 
     async def _called(self, method: str) -> None:
         self.calls[method] += 1

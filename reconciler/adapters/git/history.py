@@ -68,7 +68,7 @@ def past_versions(
     seen = {current}
     versions: list[PastVersion] = []
     while step is not None and len(versions) < PAST_LIMIT:
-        parent = _first_parent(repository, step)
+        parent = first_parent(repository, step)
         before = None if parent is None else _blobs_at(repository, parent, where)
         if current != before:
             if current is not None and current not in seen:
@@ -126,7 +126,7 @@ class Changes:
             if step is None or step.id == index.head:
                 break
             _fill(newer, changed_by(repository, self._layout, step), str(step.id))
-            step = _first_parent(repository, step)
+            step = first_parent(repository, step)
             yield
         if behind or step is None or step.id != index.head:
             return False
@@ -146,16 +146,17 @@ class _Index:
 
 def changed_by(repository: pygit2.Repository, layout: Layout, commit: pygit2.Commit) -> set[PolicyName]:
     """The policies whose published files differ between a commit and its first parent."""
-    parent = _first_parent(repository, commit)
+    parent = first_parent(repository, commit)
     new = layout.folder_of(repository, commit)
     old = None if parent is None else layout.folder_of(repository, parent)
     if new == old:
         return set()
-    changed = {_policy_at(path) for delta in _diff(repository, old, new).deltas for path in _paths(delta)}
+    changed = {_policy_at(path) for delta in diff_of(repository, old, new).deltas for path in _paths(delta)}
     return {policy for policy in changed if policy is not None}
 
 
-def _diff(repository: pygit2.Repository, old: pygit2.Oid | None, new: pygit2.Oid | None) -> pygit2.Diff:
+def diff_of(repository: pygit2.Repository, old: pygit2.Oid | None, new: pygit2.Oid | None) -> pygit2.Diff:
+    """The difference of two trees, one of which may be missing."""
     first, *second = [repository[tree].peel(pygit2.Tree) for tree in (old, new) if tree is not None]
     return first.diff_to_tree(second[0]) if second else first.diff_to_tree()
 
@@ -182,7 +183,8 @@ def _blobs_at(repository: pygit2.Repository, commit: pygit2.Commit, where: tuple
     return None if folder is None else read_folder(entries_of(repository, folder)).blobs
 
 
-def _first_parent(repository: pygit2.Repository, commit: pygit2.Commit) -> pygit2.Commit | None:
+def first_parent(repository: pygit2.Repository, commit: pygit2.Commit) -> pygit2.Commit | None:
+    """The commit that this one was put on; ``None`` for the first of a history."""
     ids = commit.parent_ids
     return commit_of(repository, str(ids[0])) if ids else None
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
 import pygit2
 from pygit2.enums import ObjectType
 
-from reconciler.adapters.git import history
+from reconciler.adapters.git import history, landed
 from reconciler.adapters.git.access import Access
 from reconciler.adapters.git.failures import MirrorDamagedError, MirrorLockedError, clean
 from reconciler.adapters.git.folder import MirrorFolder
@@ -22,7 +22,7 @@ from reconciler.adapters.git.tree import Layout
 from reconciler.adapters.git.writing import COMMITTER, Pen
 from reconciler.core.errors import RegopsError, TransientError
 from reconciler.core.model import BlobIds, CommitInfo, Content, PolicyName, Tree
-from reconciler.core.ports import Edit, Identity, PastVersion, Push, PushResult
+from reconciler.core.ports import BranchCommit, Edit, Identity, PastVersion, Push, PushResult
 
 log = logging.getLogger(__name__)
 
@@ -190,6 +190,18 @@ class GitSource:
         """See `Source.past_versions`."""
         return await self._objects.walk(
             lambda repository: history.past_versions(repository, self._layout, commit, policy)
+        )
+
+    async def line(self, commit: str, known: Container[str] = ()) -> Sequence[str]:
+        """See `Source.line`."""
+        return await self._objects.walk(lambda repository: landed.line(repository, commit, known))
+
+    async def branch_commits(
+        self, commits: Sequence[str], policy: PolicyName | None = None
+    ) -> Mapping[str, BranchCommit]:
+        """See `Source.branch_commits`."""
+        return await self._objects.walk(
+            lambda repository: landed.branch_commits(repository, self._layout, commits, policy)
         )
 
     async def aclose(self) -> None:

@@ -1,0 +1,118 @@
+"""What the record of versions and the audit projection need from their database. See `reconciler.core.ports` for the
+rules: adapters raise `TransientError` while the other side is away and `StalledError` when trying again cannot help.
+
+Everything here is a projection: versions of Git's history, audit events of the audit log. Nothing reads it to decide
+what is in force, and every write may be repeated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from reconciler.core.ledger import Page
+from reconciler.core.model import PolicyName
+from reconciler.core.versions import Retention, StoredVersion, Version
+
+
+@dataclass(frozen=True, slots=True)
+class Bookmark:
+    """How far the record goes. All versions of the positions below ``position`` are written.
+
+    ``generation`` names this record: whoever finds another one than before knows that the database was emptied, and a
+    lower position that it was restored; what was remembered of it is worth nothing then.
+    """
+
+    generation: str
+    position: int
+
+
+class VersionStore(Protocol):
+    """The record of all policies' last versions. Several recorders may write at once."""
+
+    async def bookmark(self) -> Bookmark:
+        """Where the record ends. Where there is none, one is begun at position 1, with all indexes and without
+        whatever an older record has left."""
+        ...
+
+    async def pages(self, generation: str, first: int) -> Sequence[Page]:
+        """The pages of the ledger from the one at position ``first`` on, without gaps; bounded, so that a caller asks
+        again from the end of the last one until none comes."""
+        ...
+
+    async def claim(self, generation: str, page: Page) -> Page:
+        """Insert a page where none has its place, and return the one that is there: this one or another's."""
+        ...
+
+    async def add(self, generation: str, versions: Sequence[StoredVersion]) -> int:
+        """Insert the versions that are not there; how many were. Of one that is there only the state changes, to a
+        word of higher rank that a pass told; and one whose commit was gone is filled in."""
+        ...
+
+    async def settle(self, live: Mapping[PolicyName, str | None], *, at: str) -> None:
+        """A pass made older versions live at time ``at``: of each policy the newest one with this ETag (``None``: its
+        deletion) is applied, now. Nothing happens where the record does not have it any more, or has it as the last
+        one made live."""
+        ...
+
+    async def advance(self, generation: str, position: int) -> None:
+        """Move the bookmark forward to ``position``; never back."""
+        ...
+
+    async def prune(self, keep: Retention, policies: Collection[PolicyName] | None = None) -> int:
+        """Delete the versions of these policies (of all) that are kept no longer; how many."""
+        ...
+
+    async def clear(self) -> None:
+        """Forget everything: the next bookmark begins a new record."""
+        ...
+
+    async def versions(self, policy: PolicyName, *, before: int | None = None, limit: int = 20) -> Sequence[Version]:
+        """A policy's versions with numbers below ``before``, newest first."""
+        ...
+
+    async def version(self, policy: PolicyName, number: int) -> StoredVersion | None:
+        """One version with its text; ``None`` when it is not (or no more) recorded."""
+        ...
+
+    async def commit_of(self, policy: PolicyName, number: int) -> str | None:
+        """The commit that brought this version, also when the version itself is kept no longer."""
+        ...
+
+    async def live_at(self, policy: PolicyName, at: str) -> Version | None:
+        """The version that was made live last at or before a time (RFC 3339); where no pass told when, the time of its
+        commit counts. ``None`` when the record does not reach back so far."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class AuditQuery:
+    """What to look for; ``None`` is anything. ``since`` (included) and ``until`` (not included) are RFC 3339."""
+
+    resource: str | None = None
+    actor: str | None = None
+    action: str | None = None
+    result: str | None = None
+    request_id: str | None = None
+    since: str | None = None
+    until: str | None = None
+
+
+AuditDocument = Mapping[str, object]
+"""One event: the audit log's line as a JSON object. ``ts`` is RFC 3339 UTC with milliseconds."""
+
+
+class AuditStore(Protocol):
+    """The projection of the audit log, kept for a time."""
+
+    async def append(self, events: Sequence[AuditDocument]) -> None:
+        """Insert the events that are not there yet: equal lines are one event."""
+        ...
+
+    async def events(
+        self, query: AuditQuery, *, before: str | None = None, limit: int = 100
+    ) -> tuple[Sequence[AuditDocument], str | None]:
+        """Events newest first, and what to pass as ``before`` to go on; ``None`` at the end. `ValueError` for a
+        ``before`` that no answer gave."""
+        ...

@@ -1,0 +1,273 @@
+"""Versions of policies and what became of them. Pure: from the order of commits and what a pass did to states.
+
+A version is *applied* once a pass made it live, *held* while it could not go live, *superseded* when a newer one was
+there before a pass came by. What no pass told (its replica died before it was recorded, or the record was lost) is
+inferred: a version that a later commit replaced had been merged to be enforced, so it counts as applied, and says so.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from enum import StrEnum
+from typing import Final
+
+from reconciler.core.ledger import Entry
+from reconciler.core.model import BlobIds, CommitInfo, Content, PolicyName
+from reconciler.core.ports import BranchCommit, PolicyChange
+
+
+class State(StrEnum):
+    """What became of a version. A later word only replaces an earlier one of lower rank."""
+
+    SUPERSEDED = "superseded"
+    HELD = "held"
+    APPLIED = "applied"
+
+    @property
+    def rank(self) -> int:
+        """Applied counts most: a version that was live in one datacentre has been live."""
+        return list(State).index(self)
+
+
+COMMIT_GONE: Final = "CommitGone"
+"""Reason of a version whose commit this mirror never had: another recorder numbered it before the branch was rewritten.
+Who has the commit fills it in."""
+INVALID_LAYOUT: Final = "InvalidLayout"
+"""Reason of a version that is no policy: a link, or a missing file."""
+APPLIED_TIMES: Final = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Version:
+    """One version of one policy, without its text.
+
+    ``position`` is its commit's place in the ledger. ``applied_at`` is when passes made it live (RFC 3339 UTC, oldest
+    first, the last `APPLIED_TIMES`): more than once where it came back by a rewritten branch or a hold, never where no
+    pass told. ``blobs`` is ``None`` for a deletion and for what is no policy. ``inferred``: no pass told what became
+    of it.
+    """
+
+    policy: PolicyName
+    version: int
+    position: int
+    info: CommitInfo
+    blobs: BlobIds | None
+    state: State
+    deleted: bool = False
+    reason: str = ""
+    message: str = ""
+    inferred: bool = False
+    applied_at: tuple[str, ...] = ()
+
+    @property
+    def etag(self) -> str | None:
+        """The ETag of the policy in this version; ``None`` where there is none."""
+        return None if self.blobs is None else self.blobs.etag
+
+    @property
+    def pull_request(self) -> int | None:
+        """Number of the pull request that brought it, when the commit's subject tells it."""
+        return pull_request_of(self.info.subject)
+
+
+@dataclass(frozen=True, slots=True)
+class StoredVersion:
+    """A version with its exact bytes; ``content`` is ``None`` where it has none, or where they are too large for the
+    record: Git has them under ``version.blobs``."""
+
+    version: Version
+    content: Content | None
+
+
+@dataclass(frozen=True, slots=True)
+class Retention:
+    """How many versions of each policy are kept, newest first. At least one of each: the highest number never goes."""
+
+    applied: int = 5
+    others: int = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """Why a version is not live: a PascalCase reason, and the first error for a person."""
+
+    reason: str
+    message: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What one pass did, as far as the record needs it.
+
+    ``previous`` is the commit that was applied before, so that of everything in between nothing was live. ``changed``
+    has the new ETag of each policy that the pass changed in etcd (``None``: deleted), healed ones left out; ``held``
+    every policy whose newest version is not live. ``at`` is RFC 3339 UTC.
+    """
+
+    commit: str
+    previous: str | None
+    at: str
+    changed: Mapping[PolicyName, str | None] = field(default_factory=dict)
+    held: Mapping[PolicyName, Hold] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What recording a pass comes to: new versions, and policies of which an older version became live (with its ETag;
+    ``None``: their deletion)."""
+
+    versions: Sequence[Version]
+    settled: Mapping[PolicyName, str | None]
+
+
+def judge(
+    entries: Iterable[tuple[int, Entry]], commits: Mapping[str, BranchCommit], seen: Seen, *, told_from: int
+) -> Outcome:
+    """The versions of these entries (position and entry, in order, the pass's own last) and their states.
+
+    ``told_from`` is the first position of which the pass tells everything: the one after its ``previous``.
+    """
+    drafts = [draft for position, entry in entries for draft in _drafts(position, entry, commits.get(entry.commit))]
+    newest = {draft.policy: draft.version for draft in drafts if draft.reason != COMMIT_GONE}
+    live = _live(drafts, newest, seen)
+    versions = [
+        _fate(draft, newest=newest.get(draft.policy), live=live.get(draft.policy), seen=seen, told_from=told_from)
+        for draft in drafts
+    ]
+    settled = {policy: etag for policy, etag in seen.changed.items() if policy not in live}
+    return Outcome(versions, settled)
+
+
+def _drafts(position: int, entry: Entry, commit: BranchCommit | None) -> list[Version]:
+    """The versions of one entry, superseded until their fate is known."""
+    if commit is None:
+        info = CommitInfo(entry.commit, "", "", "")
+        gone = PolicyChange(None, COMMIT_GONE)
+        changes: Mapping[PolicyName, PolicyChange] = dict.fromkeys(entry.numbers, gone)
+    else:
+        info, changes = commit.info, commit.changes
+    return [
+        Version(
+            policy=policy,
+            version=number,
+            position=position,
+            info=info,
+            blobs=change.blobs,
+            state=State.SUPERSEDED,
+            deleted=change.deleted,
+            reason="" if not change.fault else COMMIT_GONE if commit is None else INVALID_LAYOUT,
+            message=change.fault if commit is not None else "",
+            inferred=commit is None,
+        )
+        for policy, number in entry.numbers.items()
+        if (change := changes.get(policy)) is not None
+    ]
+
+
+def _live(drafts: Sequence[Version], newest: Mapping[PolicyName, int], seen: Seen) -> dict[PolicyName, int]:
+    """The number of the version among the drafts that the pass left live, where it is one of them."""
+    live: dict[PolicyName, int] = {}
+    for draft in drafts:
+        if draft.reason:
+            continue
+        if draft.policy in seen.changed:
+            found = draft.etag == seen.changed[draft.policy]
+        else:
+            found = draft.policy not in seen.held and draft.version == newest[draft.policy]
+        if found:
+            live[draft.policy] = draft.version
+    return live
+
+
+def _fate(draft: Version, *, newest: int | None, live: int | None, seen: Seen, told_from: int) -> Version:
+    if draft.reason == COMMIT_GONE:
+        return draft
+    if draft.version == live:
+        return replace(draft, state=State.APPLIED, applied_at=(seen.at,))
+    if draft.version == newest and (hold := seen.held.get(draft.policy)) is not None:
+        return replace(draft, state=State.HELD, reason=hold.reason, message=hold.message)
+    if draft.reason:
+        return replace(draft, state=State.HELD)
+    if draft.position >= told_from or draft.version == newest:
+        return draft
+    return replace(draft, state=State.APPLIED, inferred=True)
+
+
+def surplus(versions: Iterable[tuple[int, State]], keep: Retention) -> list[int]:
+    """The numbers of one policy's versions that are kept no longer."""
+    left = {True: keep.applied, False: keep.others}
+    gone: list[int] = []
+    for number, state in sorted(versions, reverse=True):
+        applied = state is State.APPLIED
+        left[applied] -= 1
+        if left[applied] < 0:
+            gone.append(number)
+    return gone
+
+
+def survivors(versions: Sequence[Version], keep: Retention) -> list[Version]:
+    """Those that newer ones among them do not push out at once."""
+    states: dict[PolicyName, list[tuple[int, State]]] = {}
+    for version in versions:
+        states.setdefault(version.policy, []).append((version.version, version.state))
+    gone = {(policy, number) for policy, each in states.items() for number in surplus(each, keep)}
+    return [version for version in versions if (version.policy, version.version) not in gone]
+
+
+def better(old: Version, new: Version) -> bool:
+    """Whether the state of ``new`` replaces that of ``old``, the same version as another pass has seen it: what a pass
+    told and ranks higher, or is told where it was inferred."""
+    if old.reason == COMMIT_GONE:
+        return new.reason != COMMIT_GONE
+    if new.inferred or new.reason == COMMIT_GONE:
+        return False
+    return new.state.rank > old.state.rank or (old.inferred and new.state is old.state)
+
+
+def to_settle(versions: Iterable[Version], etag: str | None) -> Version | None:
+    """Of one policy's versions the one that became live, when it has this ETag (``None``: is a deletion) and was not
+    the last one to become live anyway."""
+    known = list(versions)
+    fitting = [v for v in known if (v.etag == etag if etag is not None else v.deleted)]
+    found = max(fitting, key=lambda version: version.version, default=None)
+    return None if found is None or found is _latest(known) else found
+
+
+def live_at(versions: Iterable[Version], at: str) -> Version | None:
+    """Which of one policy's versions was made live last at or before ``at`` (RFC 3339)."""
+    return _latest(versions, datetime.fromisoformat(at))
+
+
+def _latest(versions: Iterable[Version], until: datetime | None = None) -> Version | None:
+    lived = [
+        (datetime.fromisoformat(time), version.version, version)
+        for version in versions
+        if version.state is State.APPLIED
+        for time in version.applied_at or (version.info.committed_at,)
+    ]
+    found = [each for each in lived if until is None or each[0] <= until]
+    return max(found, key=lambda each: each[:2])[2] if found else None
+
+
+_PULL_REQUEST: Final = tuple(
+    re.compile(pattern)
+    for pattern in (
+        r"Merge pull request #(\d{1,9})\b",  # GitHub, Gitea
+        r"Merged in \S+ \(pull request #(\d{1,9})\)",  # Bitbucket Cloud
+        r"Pull request #(\d{1,9}):",  # Bitbucket Data Center
+        r"Merged PR (\d{1,9}):",  # Azure DevOps
+        r".*\((?:pull request )?#(\d{1,9})\)$",  # squashed on GitHub, Gitea
+        r".*\(!(\d{1,9})\)$",  # squashed on GitLab, where the template says so
+    )
+)
+
+
+def pull_request_of(subject: str) -> int | None:
+    """The number of the pull request that a commit's subject names, as the hosts write it."""
+    for pattern in _PULL_REQUEST:
+        if found := pattern.match(subject):
+            return int(found[1])
+    return None
