@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from time import monotonic
@@ -20,6 +20,7 @@ from typing import Any, Final, Protocol
 from reconciler.core.conditions import (
     HISTORY_REWRITTEN,
     READY,
+    Condition,
     Findings,
     StatusRecord,
     after_failure,
@@ -60,6 +61,18 @@ class AtHand(Protocol):
 
     async def head(self) -> str | None:
         """The branch's head without asking the remote."""
+        ...
+
+
+class Recording(Protocol):
+    """The record of versions, as far as the loop knows it. Neither call waits or raises."""
+
+    def saw(self, result: PassResult) -> None:
+        """A pass has ended well."""
+        ...
+
+    def notices(self) -> Sequence[Condition]:
+        """What a person should know of the record."""
         ...
 
 
@@ -131,10 +144,12 @@ class Loop:
         settings: LoopSettings,
         metrics: LoopMetrics,
         branch: AtHand | None = None,
+        recorder: Recording | None = None,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._reconciler = reconciler
         self._branch = branch
+        self._recorder = recorder
         self._mailbox = mailbox
         self._status = status
         self._git = git
@@ -205,6 +220,8 @@ class Loop:
     # --- what came of it ---------------------------------------------------------------------------------------------
 
     def _succeeded(self, result: PassResult, trigger: Trigger, seconds: float) -> None:
+        if self._recorder is not None:
+            self._recorder.saw(result)
         outcome = "suspended" if result.suspended else "applied" if result.wrote else "unchanged"
         self._metrics.passes.labels(outcome).inc()
         self._metrics.pass_seconds.labels(outcome).observe(seconds)
@@ -232,7 +249,8 @@ class Loop:
 
     async def _publish(self, leadership: Leading, record: StatusRecord) -> None:
         now = self._clock().astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-        conditions = carry_over(record.conditions, self._status.record.conditions, now)
+        notices = self._recorder.notices() if self._recorder else ()
+        conditions = carry_over((*record.conditions, *notices), self._status.record.conditions, now)
         self._metrics.ready.set(any(each.type == READY and each.status == "True" for each in conditions))
         await self._status.publish(leadership.fence, replace(record, conditions=conditions), now)
 

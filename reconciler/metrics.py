@@ -167,3 +167,45 @@ class WriterMetrics:
         self.push_writes = Histogram(
             "regops_push_writes", "Writes that shared one push.", registry=registry, buckets=(1, 2, 4, 8, 16, 32, 64)
         )
+
+
+class RecorderMetrics:
+    """What the record of versions counts; all 0 in a replica that does not lead."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.pending = Gauge("regops_record_pending_passes", "Passes that are not recorded yet.", registry=registry)
+        self.lag = Gauge("regops_record_lag_seconds", "Age of the oldest pass not recorded yet.", registry=registry)
+        self.seconds = Histogram(
+            "regops_record_seconds", "From the end of a pass to its record.", registry=registry, buckets=SECONDS
+        )
+        self.commits = Counter("regops_record_commits_total", "Commits recorded.", registry=registry)
+        self.versions = Counter("regops_record_versions_total", "Versions written.", registry=registry)
+        self.pruned = Counter("regops_record_pruned_total", "Versions deleted, as too old to keep.", registry=registry)
+        self.lost = Counter(
+            "regops_record_lost_passes_total", "Passes forgotten, as too many waited for MongoDB.", registry=registry
+        )
+        self.failures = Counter(
+            "regops_record_failures_total",
+            "Attempts to record that broke off, by reason.",
+            ("reason",),
+            registry=registry,
+        )
+
+
+class ProjectionMetrics:
+    """What the projection of the audit log counts."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.pending = Gauge("regops_audit_pending", "Audit events that wait for MongoDB.", registry=registry)
+        self.projected = Counter("regops_audit_projected_total", "Audit events written to MongoDB.", registry=registry)
+        self.dropped = Counter(
+            "regops_audit_dropped_total",
+            "Audit events that stand in the log only: the queue was full.",
+            registry=registry,
+        )
+        self.failures = Counter(
+            "regops_audit_projection_failures_total",
+            "Attempts to write audit events to MongoDB that broke off, by reason.",
+            ("reason",),
+            registry=registry,
+        )

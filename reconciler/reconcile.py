@@ -32,7 +32,8 @@ Clock = Callable[[], datetime]
 
 @dataclass(frozen=True, slots=True)
 class PassResult:
-    """What one pass found and did. ``stages`` are RFC 3339 times; ``wrote`` is whether etcd changed."""
+    """What one pass found and did. ``stages`` are RFC 3339 times; ``wrote`` is whether etcd changed; ``before`` the
+    commit that was applied when it began."""
 
     commit: str
     height: int
@@ -47,6 +48,7 @@ class PassResult:
     suspended: bool = False
     foreign: tuple[str, ...] = ()
     handled: str | None = None
+    before: str | None = None
     stages: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -130,6 +132,7 @@ class Reconciler:
             suspended=live.suspended is not None,
             foreign=tuple(sorted(self._foreign(desired.tree, live))),
             handled=live.requested.token if live.requested else None,
+            before=live.applied.commit if live.applied else None,
             stages=stages,
         )
         if live.suspended is None:

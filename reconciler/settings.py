@@ -241,6 +241,29 @@ class AuditSettings(_Group):
     """File that audit events are appended to, one JSON object a line; standard output by default."""
 
 
+class MongoSettings(_Group):
+    """The record of versions and audit events. Without it history is answered from Git alone."""
+
+    uri: str = ""
+    """Connection string of MongoDB 6 or newer, or Atlas (`mongodb://`, `mongodb+srv://`). Empty: nothing is recorded."""
+    uri_file: Path | None = None
+    """File with the connection string instead, for one that has a password in it."""
+    database: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{1,38}$")] = "regops"
+    """Name of the database; its user needs the role `readWrite` on it."""
+    ca_file: Path | None = None
+    """CA certificates that sign the servers' certificates; the system's by default."""
+    timeout: Seconds = 5.0
+    """Deadline of one call."""
+    keep_applied: Annotated[int, Field(ge=1)] = 5
+    """Versions of each policy that were live and are kept, the newest ones."""
+    keep_others: Annotated[int, Field(ge=1)] = 5
+    """Versions of each policy that never went live and are kept, the newest ones."""
+    audit_days: Annotated[int, Field(ge=1, le=3650)] = 90
+    """Days for which audit events are kept."""
+    audit_queue: Annotated[int, Field(ge=1)] = 10000
+    """Audit events that wait in memory while MongoDB is away; the log has them all."""
+
+
 class AgentSettings(_Group):
     """The agent beside an OPA."""
 
@@ -321,6 +344,7 @@ class Settings(_Group):
     server: ServerSettings = ServerSettings()
     api: ApiSettings = ApiSettings()
     audit: AuditSettings = AuditSettings()
+    mongo: MongoSettings = MongoSettings()
     agent: AgentSettings = AgentSettings()
     opa: OpaSettings = OpaSettings()
     auth: AuthSettings = AuthSettings()

@@ -22,7 +22,8 @@ from api.ratelimit import Gate
 from api.requestlog import RequestLog
 from api.status import metrics as serve_metrics
 from reconciler.agent.mirror import Mirror
-from reconciler.audit import AuditLog, Journal
+from reconciler.audit import AuditLog, AuditSink, Journal
+from reconciler.audit_projection import AuditProjection, Projected
 from reconciler.core.errors import RegopsError, TransientError
 from reconciler.core.model import PLATFORM, BlobIds
 from reconciler.core.ports import Branch, KeyValueStore, Put, Range, Source, Transaction
@@ -30,7 +31,7 @@ from reconciler.core.records import Held
 from reconciler.edit_judge import EditJudge, LivePlatform
 from reconciler.edits import Write
 from reconciler.idempotency import Ledger
-from reconciler.metrics import ApiMetrics, WriterMetrics
+from reconciler.metrics import ApiMetrics, ProjectionMetrics, WriterMetrics
 from reconciler.operations import Operations
 from reconciler.settings import Settings
 from reconciler.triggers import Kind, Mailbox
@@ -58,6 +59,7 @@ class Engine:
     judge: Judge
     mailbox: Mailbox
     registry: CollectorRegistry
+    record: compose.Record | None = None
 
 
 class _Pushes:
@@ -93,7 +95,12 @@ async def open_api(engine: Engine, group: asyncio.TaskGroup, candidacy: Candidac
     space = compose.keyspace(settings.etcd)
     mirror, fleet = Mirror(store, space), Fleet(store, space)
     held = Followed(store, Range(space.helds, prefix=True), decode=lambda kv: Held.decode(kv.value))
-    metrics, journal, sink = ApiMetrics(engine.registry), Journal(settings.server.state), AuditLog(settings.audit.file)
+    metrics, journal, audit_log = (
+        ApiMetrics(engine.registry),
+        Journal(settings.server.state),
+        AuditLog(settings.audit.file),
+    )
+    projection, sink = _projected(engine, audit_log)
     left = await asyncio.to_thread(journal.left)
     judge = EditJudge(engine.judge, _live_platform(mirror, lambda: space.held(PLATFORM) in held.values))
     told = _Told(engine, candidacy)
@@ -130,6 +137,8 @@ async def open_api(engine: Engine, group: asyncio.TaskGroup, candidacy: Candidac
         )
         for job in (mirror.run(), fleet.run(), held.run(), ledger.run(), writer.run(), told.run(), access.keys.run()):
             group.create_task(job)
+        if projection is not None:
+            group.create_task(projection.run())
         if candidacy is None:
             group.create_task(_mirrored(engine.source))
         group.create_task(recover(journal, left, sink, engine.source))
@@ -140,7 +149,22 @@ async def open_api(engine: Engine, group: asyncio.TaskGroup, candidacy: Candidac
                 beside.add_routes([web.get("/metrics", serve_metrics)])
                 await stack.enter_async_context(_listening(beside, settings.server.host, settings.server.metrics_port))
             yield
-    sink.close()
+    if projection is not None:
+        await projection.aclose()
+    audit_log.close()
+
+
+def _projected(engine: Engine, audit_log: AuditLog) -> tuple[AuditProjection | None, AuditSink]:
+    """Where events go: the log, and from there to the record where there is one."""
+    if engine.record is None:
+        return None, audit_log
+    projection = AuditProjection(
+        engine.record.audit,
+        limit=engine.settings.mongo.audit_queue,
+        settings=engine.settings.loop,
+        metrics=ProjectionMetrics(engine.registry),
+    )
+    return projection, Projected(audit_log, projection)
 
 
 def _live_platform(mirror: Mirror, held: Callable[[], bool]) -> Callable[[], Awaitable[LivePlatform]]:

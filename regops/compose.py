@@ -7,20 +7,23 @@ import contextlib
 import logging
 import tempfile
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from reconciler.adapters.etcd import EtcdStore
 from reconciler.adapters.git import GitSource
 from reconciler.adapters.git.access import Access
 from reconciler.adapters.git.worktree import commit_folder, commit_of
+from reconciler.adapters.mongo import MongoAudit, MongoDatabase, MongoVersions
 from reconciler.adapters.opa import OpaCompiler
 from reconciler.core.errors import StalledError, TransientError
 from reconciler.core.guards import Limits as DeletionLimits
 from reconciler.core.keyspace import Keyspace
 from reconciler.core.limits import Limits
 from reconciler.core.ports import Identity, KeyValueStore, Source
+from reconciler.core.record_ports import AuditStore, VersionStore
 from reconciler.reconcile import Reconciler
-from reconciler.settings import EtcdSettings, Settings
+from reconciler.settings import EtcdSettings, MongoSettings, Settings
 from reconciler.validation import Judge
 from regops import toolchain
 
@@ -98,6 +101,37 @@ async def open_source(settings: Settings) -> AsyncIterator[GitSource]:
         yield source
     finally:
         await source.aclose()
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What stands in MongoDB."""
+
+    versions: VersionStore
+    audit: AuditStore
+
+
+@contextlib.asynccontextmanager
+async def open_record(settings: MongoSettings) -> AsyncIterator[Record | None]:
+    """The record, connected when it is first used; ``None`` where no MongoDB is configured."""
+    uri = settings.uri
+    if settings.uri_file is not None:
+        try:
+            uri = (await asyncio.to_thread(settings.uri_file.read_text, encoding="utf-8")).strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise StalledError(
+                f"mongo.uri_file {settings.uri_file} cannot be read",
+                reason="InvalidSettings",
+                remedy="Name a file with the connection string that this user may read.",
+            ) from error
+    if not uri:
+        yield None
+        return
+    database = MongoDatabase(uri, settings.database, timeout=settings.timeout, ca_file=settings.ca_file)
+    try:
+        yield Record(MongoVersions(database), MongoAudit(database, days=settings.audit_days))
+    finally:
+        await database.aclose()
 
 
 @contextlib.asynccontextmanager

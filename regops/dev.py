@@ -260,6 +260,7 @@ class _Programs:
             "REGOPS_SERVER_STATE": str(self.folder / "server"),
             "REGOPS_SERVER_ID": "server",
             "REGOPS_OPA_BINARY": str(self.tools["opa"]),
+            "REGOPS_MONGO_URI": f"mongodb://127.0.0.1:{self.ports['mongo']}",
         }
         words = [sys.executable, "-m", "regops", "server"]
         return Program("server", words, self._log("server"), self._http(f"{self.urls['api']}/readyz"), environment)

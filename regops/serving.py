@@ -18,8 +18,10 @@ from reconciler.agent.agent import Agent, AgentConfig
 from reconciler.agent.scope import ALL, Scope
 from reconciler.core.conditions import FETCH_FAILED, RECONCILING
 from reconciler.core.errors import RegopsError
+from reconciler.core.versions import Retention
 from reconciler.loop import Loop, StatusKeeper
-from reconciler.metrics import LoopMetrics, StoreMetrics
+from reconciler.metrics import LoopMetrics, RecorderMetrics, StoreMetrics
+from reconciler.recorder import Recorder
 from reconciler.settings import Settings
 from reconciler.triggers import DriftWatch, Mailbox, watch_files
 from regops import compose
@@ -54,7 +56,10 @@ async def serve(settings: Settings, *, api: bool, reconciler: bool) -> None:
         store = await stack.enter_async_context(compose.open_store(settings.etcd))
         source = await stack.enter_async_context(compose.open_source(settings))
         judge = await stack.enter_async_context(compose.open_judge(settings, source))
-        engine = Engine(settings, store, source, judge, Mailbox(), registry)
+        record = await stack.enter_async_context(compose.open_record(settings.mongo))
+        engine = Engine(settings, store, source, judge, Mailbox(), registry, record)
+        if record is None:
+            log.warning("no record of versions", extra={"remedy": "Set mongo.uri; until then history is Git's alone."})
         contender = Contender(engine, LoopMetrics(registry))
         group = await stack.enter_async_context(asyncio.TaskGroup())
         group.create_task(_watch_health(store, StoreMetrics(registry)), name="etcd health")
@@ -95,6 +100,15 @@ class Contender:
         place = {"remote": settings.git.shown, "branch": settings.git.branch, "path": settings.git.path}
         self._status = StatusKeeper(engine.store, self._keyspace, source=place, leader=settings.server.id)
         self._missing: str | None = "it was not started yet"
+        self._recorder: Recorder | None = None
+        if engine.record is not None:
+            self._recorder = Recorder(
+                engine.source,
+                engine.record.versions,
+                keep=Retention(settings.mongo.keep_applied, settings.mongo.keep_others),
+                metrics=RecorderMetrics(engine.registry),
+                settings=settings.loop,
+            )
         self.leads = False
 
     def waits_for(self) -> dict[str, str]:
@@ -132,6 +146,7 @@ class Contender:
             settings=self._settings.loop,
             metrics=self._metrics,
             branch=engine.source,
+            recorder=self._recorder,
         )
         restarted = self._metrics.watch_restarts.inc
         drift = DriftWatch(engine.store, self._keyspace, engine.mailbox, reconciler, restarted=restarted)
@@ -139,7 +154,8 @@ class Contender:
             try:
                 async with election.lead() as leadership, watch_files(git.remote, engine.mailbox):
                     with self._leading():
-                        await _first_of(loop.run(leadership), drift.run(), leadership.lost())
+                        recording = [self._recorder.run()] if self._recorder else []
+                        await _first_of(loop.run(leadership), drift.run(), leadership.lost(), *recording)
             except RegopsError as error:
                 log.warning("no lead", extra={"reason": error.reason, "error": str(error)})
                 await asyncio.sleep(RETRY_SECONDS)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-pytest_plugins = ["fixtures.etcd", "fixtures.git", "fixtures.opa", "fixtures.bundles"]
+pytest_plugins = ["fixtures.etcd", "fixtures.git", "fixtures.opa", "fixtures.bundles", "fixtures.mongo"]
 
 
 @pytest.fixture(autouse=True)

@@ -2,7 +2,8 @@
 
 `Ready` is always present; the others only while they are true. Invariants, from fluxcd/pkg's condition checker:
 never `Reconciling` and `Stalled` together, `Ready` is not true while either of them or a negative condition is
-(`HistoryRewritten` is a notice: the rewritten history *was* followed, so it stands beside a true `Ready`).
+(`HistoryRewritten` and `RecordDelayed` are notices: what they tell of keeps no policy from going live, so they stand
+beside a true `Ready`).
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ DRIFTED: Final = "Drifted"
 PRUNE_BLOCKED: Final = "PruneBlocked"
 HISTORY_REWRITTEN: Final = "HistoryRewritten"
 HEALTHY: Final = "Healthy"
+RECORD_DELAYED: Final = "RecordDelayed"
 
 NEGATIVE: Final = frozenset({RECONCILING, STALLED, FETCH_FAILED, VALIDATION_FAILED, DRIFTED, PRUNE_BLOCKED})
 

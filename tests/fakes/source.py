@@ -25,6 +25,7 @@ from reconciler.core.model import (
 from reconciler.core.ports import BranchCommit, PastVersion, PolicyChange
 
 _START = 1_700_000_000
+_State = tuple[PolicyChange, frozenset[tuple[str, str]]]
 
 
 @dataclass(frozen=True)
@@ -170,13 +171,13 @@ class InMemorySource:
         self, commits: Sequence[str], policy: PolicyName | None = None
     ) -> Mapping[str, BranchCommit]:
         await self._called("branch_commits")
-        found = {}
+        found: dict[str, BranchCommit] = {}
         for commit in (each for each in commits if each in self._fetched):
             parents = self._commits[commit].parents
             now = self._states(commit)
-            before = self._states(parents[0]) if parents else type(now)()
-            absent = (PolicyChange(None), frozenset[tuple[str, str]]())
-            changes = {
+            before: dict[PolicyName, _State] = self._states(parents[0]) if parents else {}
+            absent: _State = (PolicyChange(None), frozenset())
+            changes: dict[PolicyName, PolicyChange] = {
                 name: now.get(name, absent)[0]
                 for name in (now.keys() | before.keys() if policy is None else {policy})
                 if now.get(name, absent) != before.get(name, absent)
@@ -186,7 +187,7 @@ class InMemorySource:
 
     # Inside.
 
-    def _states(self, commit: str) -> dict[PolicyName, tuple[PolicyChange, frozenset[tuple[str, str]]]]:
+    def _states(self, commit: str) -> dict[PolicyName, _State]:
         """Every policy of a commit, with the published files that make it what it is."""
         files, prefix = self._commits[commit].files, f"{self._path}/"
         below = {
@@ -198,7 +199,10 @@ class InMemorySource:
             for name, errors in tree.invalid.items()
             if name == PLATFORM or is_project_name(name.removeprefix("projects/"))
         }
-        changes = {**{name: PolicyChange(blobs) for name, blobs in tree.policies.items()}, **faults}
+        changes: dict[str, PolicyChange] = {
+            **{name: PolicyChange(each) for name, each in tree.policies.items()},
+            **faults,
+        }
         return {
             PolicyName(name): (change, frozenset(self._files_of(commit, PolicyName(name)).items()))
             for name, change in changes.items()

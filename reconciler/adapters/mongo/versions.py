@@ -1,0 +1,254 @@
+"""`MongoVersions`: the `VersionStore` port on three collections.
+
+``policy_versions`` are the versions, ``policy_commits`` the pages of the ledger, ``policy_record`` the bookmark.
+Whatever is inserted has an ``_id`` that follows from what it is, so that a repetition finds itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections import defaultdict
+from collections.abc import Collection as Some
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Final
+
+from pymongo import ASCENDING, DESCENDING, DeleteMany, IndexModel, ReplaceOne, ReturnDocument, UpdateOne
+from pymongo.errors import BulkWriteError, DuplicateKeyError
+
+from reconciler.adapters.mongo.client import DUPLICATE, Document, MongoDatabase, translated
+from reconciler.adapters.mongo.documents import (
+    LIGHT,
+    page_document,
+    state_fields,
+    to_document,
+    to_page,
+    to_stored,
+    to_version,
+    version_id,
+)
+from reconciler.core.errors import TransientError
+from reconciler.core.ledger import Page
+from reconciler.core.model import PolicyName
+from reconciler.core.record_ports import Bookmark
+from reconciler.core.versions import (
+    APPLIED_TIMES,
+    COMMIT_GONE,
+    Retention,
+    State,
+    StoredVersion,
+    Version,
+    live_at,
+    surplus,
+    to_settle,
+)
+
+_BOOKMARK: Final = "bookmark"
+_PAGES_AT_ONCE: Final = 64
+_POLICIES_AT_ONCE: Final = 256
+_STATES: Final = {"policy": True, "version": True, "state": True}
+
+
+class MongoVersions:
+    """See `VersionStore`."""
+
+    def __init__(self, database: MongoDatabase) -> None:
+        self._database = database
+        self._versions = database.collection("policy_versions")
+        self._pages = database.collection("policy_commits")
+        self._record = database.collection("policy_record")
+        self._prepared = False
+
+    async def bookmark(self) -> Bookmark:
+        """See `VersionStore.bookmark`."""
+        with translated():
+            found = await self._record.find_one({"_id": _BOOKMARK})
+            if found is None or not self._prepared:
+                await self._prepare()
+                found = await self._begun()
+                await self._forget_others(found["generation"])
+                self._prepared = True
+        return Bookmark(found["generation"], found["position"])
+
+    async def pages(self, generation: str, first: int) -> Sequence[Page]:
+        """See `VersionStore.pages`."""
+        with translated():
+            query = {"generation": generation, "first": {"$gte": first}}
+            found = await self._pages.find(query).sort("first", ASCENDING).limit(_PAGES_AT_ONCE).to_list()
+        return [to_page(document) for document in found]
+
+    async def claim(self, generation: str, page: Page) -> Page:
+        """See `VersionStore.claim`."""
+        document = page_document(generation, page)
+        with translated():
+            try:
+                await self._pages.insert_one(document)
+            except DuplicateKeyError:
+                found = await self._pages.find_one({"_id": document["_id"]})
+                if found is None:
+                    message = "the record was emptied meanwhile"
+                    raise TransientError(message, reason="RecordUnavailable") from None
+                return to_page(found)
+        return page
+
+    async def add(self, generation: str, versions: Sequence[StoredVersion]) -> int:
+        """See `VersionStore.add`."""
+        if not versions:
+            return 0
+        documents = await asyncio.to_thread(lambda: [to_document(generation, each) for each in versions])
+        with translated():
+            try:
+                await self._versions.insert_many(documents, ordered=False)
+            except BulkWriteError as error:
+                failures = error.details["writeErrors"]
+                if any(each["code"] != DUPLICATE for each in failures) or error.details.get("writeConcernErrors"):
+                    raise
+                there = [each["index"] for each in failures]
+            else:
+                return len(documents)
+            updates = [update for index in there for update in _improvements(documents[index], versions[index].version)]
+            if updates:
+                await self._versions.bulk_write(updates, ordered=True)
+        return len(documents) - len(there)
+
+    async def settle(self, live: Mapping[PolicyName, str | None], *, at: str) -> None:
+        """See `VersionStore.settle`."""
+        for names in _slices(live):
+            with translated():
+                known = await self._of(names)
+                found = [(name, to_settle(known[name], live[name])) for name in names]
+                updates = [_settled(version, at) for _, version in found if version is not None]
+                if updates:
+                    await self._versions.bulk_write(updates, ordered=False)
+
+    async def advance(self, generation: str, position: int) -> None:
+        """See `VersionStore.advance`."""
+        with translated():
+            await self._record.update_one(
+                {"_id": _BOOKMARK, "generation": generation}, {"$max": {"position": position}}
+            )
+
+    async def prune(self, keep: Retention, policies: Some[PolicyName] | None = None) -> int:
+        """See `VersionStore.prune`."""
+        if policies is None:
+            with translated():
+                policies = [PolicyName(name) for name in await self._versions.distinct("policy")]
+        return sum([await self._prune(keep, names) for names in _slices(policies)])
+
+    async def clear(self) -> None:
+        """See `VersionStore.clear`. The bookmark goes first: who finds it gone takes nothing else for granted."""
+        self._prepared = False
+        with translated():
+            await self._record.delete_many({"_id": _BOOKMARK})
+            await self._pages.delete_many({})
+            await self._versions.delete_many({})
+
+    async def versions(self, policy: PolicyName, *, before: int | None = None, limit: int = 20) -> Sequence[Version]:
+        """See `VersionStore.versions`."""
+        query: Document = {"policy": policy}
+        if before is not None:
+            query["version"] = {"$lt": before}
+        with translated():
+            found = self._versions.find(query, LIGHT).sort("version", DESCENDING).limit(limit)
+            return [to_version(document) for document in await found.to_list()]
+
+    async def version(self, policy: PolicyName, number: int) -> StoredVersion | None:
+        """See `VersionStore.version`."""
+        with translated():
+            found = await self._versions.find_one({"_id": version_id(policy, number)})
+        return None if found is None else to_stored(found)
+
+    async def commit_of(self, policy: PolicyName, number: int) -> str | None:
+        """See `VersionStore.commit_of`. A policy's name has no dot (it is a DNS label), so it can be part of a path."""
+        generation = (await self.bookmark()).generation
+        path = f"numbers.{policy}"
+        with translated():
+            found = await self._pages.find_one(
+                {"generation": generation, "entries": {"$elemMatch": {path: number}}},
+            )
+        entries = () if found is None else to_page(found).entries
+        return next((entry.commit for entry in entries if entry.numbers.get(policy) == number), None)
+
+    async def live_at(self, policy: PolicyName, at: str) -> Version | None:
+        """See `VersionStore.live_at`."""
+        with translated():
+            return live_at((await self._of([policy]))[policy], at)
+
+    async def _prepare(self) -> None:
+        unique = {"unique": True}
+        await self._versions.create_indexes(
+            [
+                IndexModel([("policy", ASCENDING), ("version", DESCENDING)], **unique),
+                IndexModel([("policy", ASCENDING), ("commit", ASCENDING)], **unique),
+            ]
+        )
+        await self._pages.create_indexes([IndexModel([("generation", ASCENDING), ("first", ASCENDING)], **unique)])
+
+    async def _begun(self) -> Document:
+        """The bookmark, begun where there is none."""
+        new = {"$setOnInsert": {"generation": secrets.token_hex(8), "position": 1}}
+        for _ in range(2):
+            try:
+                found = await self._record.find_one_and_update(
+                    {"_id": _BOOKMARK}, new, upsert=True, return_document=ReturnDocument.AFTER
+                )
+            except DuplicateKeyError:  # another recorder was first; the next look finds its bookmark
+                continue
+            if found is not None:
+                return found
+        raise TransientError("the record's bookmark could not be made", reason="RecordUnavailable")
+
+    async def _forget_others(self, generation: str) -> None:
+        """What a record before this one has left. Never what another recorder of this one has written meanwhile."""
+        others = {"generation": {"$ne": generation}}
+        await self._pages.delete_many(others)
+        await self._versions.delete_many(others)
+
+    async def _of(self, policies: Some[PolicyName]) -> Mapping[PolicyName, Sequence[Version]]:
+        found: dict[PolicyName, list[Version]] = defaultdict(list)
+        async for document in self._versions.find({"policy": {"$in": list(policies)}}, LIGHT):
+            version = to_version(document)
+            found[version.policy].append(version)
+        return found
+
+    async def _prune(self, keep: Retention, policies: Sequence[PolicyName]) -> int:
+        states: dict[PolicyName, list[tuple[int, State]]] = defaultdict(list)
+        with translated():
+            async for document in self._versions.find({"policy": {"$in": list(policies)}}, _STATES):
+                states[document["policy"]].append((document["version"], State(document["state"])))
+            gone = {policy: surplus(each, keep) for policy, each in states.items()}
+            deletions = [
+                DeleteMany({"policy": policy, "version": {"$in": numbers}})
+                for policy, numbers in gone.items()
+                if numbers
+            ]
+            if not deletions:
+                return 0
+            return (await self._versions.bulk_write(deletions, ordered=False)).deleted_count
+
+
+def _improvements(document: Document, version: Version) -> Iterator[UpdateOne | ReplaceOne[Document]]:
+    """What `better` says, as updates that compare: another recorder may write at the same time."""
+    same = {"policy": document["policy"], "commit": document["commit"]}
+    if version.reason == COMMIT_GONE:
+        return
+    yield ReplaceOne({**same, "version": document["version"], "reason": COMMIT_GONE}, document)
+    if version.inferred:
+        return
+    lower = [str(state) for state in State if state.rank < version.state.rank]
+    worse = [{"state": {"$in": lower}}, {"state": str(version.state), "inferred": True}]
+    yield UpdateOne({**same, "reason": {"$ne": COMMIT_GONE}, "$or": worse}, {"$set": state_fields(version)})
+
+
+def _settled(version: Version, at: str) -> UpdateOne:
+    state: Any = {"state": str(State.APPLIED), "reason": "", "message": "", "inferred": False}
+    times = {"applied_at": {"$each": [at], "$slice": -APPLIED_TIMES}}
+    return UpdateOne(
+        {"_id": version_id(version.policy, version.version), "applied_at": {"$ne": at}}, {"$set": state, "$push": times}
+    )
+
+
+def _slices(policies: Some[PolicyName]) -> Iterator[Sequence[PolicyName]]:
+    names = list(policies)
+    for start in range(0, len(names), _POLICIES_AT_ONCE):
+        yield names[start : start + _POLICIES_AT_ONCE]
