@@ -2,8 +2,8 @@
 
 Whatever happens to the record, no pass waits for it. What is written follows from the branch, the ledger and what the
 pass saw, so that every step may be repeated, by this recorder or another: claim the commits' places in the ledger,
-write their versions, delete what is too old, move the bookmark. A recorder that dies is followed by one that goes on at the
-bookmark; only what the passes told is lost with it, and inferred then (see `reconciler.core.versions`).
+write their versions, delete what is too old, move the bookmark. A recorder that dies is followed by one that goes on at
+the bookmark; only what the passes told is lost with it, and inferred then (see `reconciler.core.versions`).
 """
 
 from __future__ import annotations

@@ -245,7 +245,7 @@ class MongoSettings(_Group):
     """The record of versions and audit events. Without it history is answered from Git alone."""
 
     uri: str = ""
-    """Connection string of MongoDB 6 or newer, or Atlas (`mongodb://`, `mongodb+srv://`). Empty: nothing is recorded."""
+    """Connection string (`mongodb://`, `mongodb+srv://`) of MongoDB 6 or newer, or Atlas. Empty: no record."""
     uri_file: Path | None = None
     """File with the connection string instead, for one that has a password in it."""
     database: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{1,38}$")] = "regops"

@@ -44,7 +44,7 @@ class World:
     def emit(self, request: str) -> None:
         self.sink.emit(AuditEvent("ann", "policy.put", "platform", "updated", request))
 
-    async def requests(self) -> list[object]:
+    async def requests(self) -> list[str]:
         events, _ = await self.store.events(AuditQuery())
         return sorted(str(event["request_id"]) for event in events)
 

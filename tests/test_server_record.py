@@ -35,7 +35,7 @@ async def test_writes_and_pushes_are_recorded_also_those_of_an_outage(
     async with open_world(tmp_path, etcd_server) as world:
         settings = MongoSettings(uri=mongo_server.uri, timeout=0.5)
         async with world.replica(mongo=settings) as replica:
-            first = await replica.put("alpha", rego("alpha", "one"), If_Match=await _etag(replica))
+            first = await replica.put("alpha", "one", If_Match=await _etag(replica, world))
             assert first.status == 200
             await eventually(lambda: _is(applied, [2, 1]))
             stored = await versions.version(ALPHA, 2)
@@ -43,9 +43,9 @@ async def test_writes_and_pushes_are_recorded_also_those_of_an_outage(
             assert stored.version.info.commit == first.commit
             assert stored.version.etag == first.etag
             await asyncio.to_thread(mongo_server.stop)
-            second = await replica.put("alpha", rego("alpha", "two"), If_Match=first.etag)
+            second = await replica.put("alpha", "two", If_Match=first.etag)
             assert (second.status, second.headers["Policy-Sync"]) == (200, "live")
-            third = await replica.put("alpha", rego("alpha", "three"), If_Match=second.etag)
+            third = await replica.put("alpha", "three", If_Match=second.etag)
             assert (third.status, third.headers["Policy-Sync"]) == (200, "live")
             await asyncio.to_thread(mongo_server.start)
             await eventually(lambda: _is(applied, [4, 3, 2, 1]), 20)
@@ -98,8 +98,8 @@ async def _events(audit: MongoAudit, count: int) -> list[dict[str, object]]:
     return found
 
 
-async def _etag(replica: Replica) -> str:
-    return (await replica.call("GET", "/policies/alpha")).etag
+async def _etag(replica: Replica, world: World) -> str:
+    return (await replica.call("GET", "/policies/alpha", Policy_Min_Commit=world.remote.head)).etag
 
 
 def _uri(mongo: MongoDatabase) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping
+from pathlib import Path
 
 import pygit2
 import pytest
@@ -156,3 +157,25 @@ def test_the_policies_folder_may_lie_anywhere(remote: Remote, path: str) -> None
     head = remote.commit({f"deep/in/here/{name.removeprefix('policies/')}": content for name, content in SEED.items()})
     repository = pygit2.Repository(str(remote.path))
     assert set(Layout(path).read(repository, head).policies) == SEEDED
+
+
+async def test_a_file_in_the_place_of_all_projects_is_a_change_of_each(tmp_path: Path) -> None:
+    """And so is its end: no version of a project is lost or made up by it."""
+    remote = Remote(tmp_path / "remote.git")
+    remote.commit(SEED)
+    away = remote.commit({"policies/projects": None})
+    file = remote.commit({"policies/projects": b"oops"})
+    other = remote.commit({"policies/projects": b"again"})
+    back = remote.commit({"policies/projects": None, **SEED})
+    straight = remote.commit({"policies/projects": link("nowhere")})
+    source = GitSource(remote=remote.url, mirror=tmp_path / "mirror.git")
+    await source.fetch()
+    found = await source.branch_commits([away, file, other, back, straight])
+    told = [{name: change.deleted for name, change in found[c].changes.items()} for c in (away, file, other, back)]
+    both = ["projects/alpha", "projects/beta"]
+    assert told == [dict.fromkeys(both, True), {}, {}, dict.fromkeys(both, False)]
+    assert {name: change.fault != "" for name, change in found[straight].changes.items()} == dict.fromkeys(both, True)
+    assert (await source.branch_commits([straight], project_policy("beta")))[straight].changes.keys() == {
+        "projects/beta"
+    }
+    await source.aclose()

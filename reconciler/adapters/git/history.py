@@ -151,12 +151,11 @@ def changed_by(repository: pygit2.Repository, layout: Layout, commit: pygit2.Com
     old = None if parent is None else layout.folder_of(repository, parent)
     if new == old:
         return set()
-    changed = {_policy_at(path) for delta in diff_of(repository, old, new).deltas for path in _paths(delta)}
+    changed = {_policy_at(path) for delta in _diff(repository, old, new).deltas for path in _paths(delta)}
     return {policy for policy in changed if policy is not None}
 
 
-def diff_of(repository: pygit2.Repository, old: pygit2.Oid | None, new: pygit2.Oid | None) -> pygit2.Diff:
-    """The difference of two trees, one of which may be missing."""
+def _diff(repository: pygit2.Repository, old: pygit2.Oid | None, new: pygit2.Oid | None) -> pygit2.Diff:
     first, *second = [repository[tree].peel(pygit2.Tree) for tree in (old, new) if tree is not None]
     return first.diff_to_tree(second[0]) if second else first.diff_to_tree()
 

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Generator, Sequence
+from collections.abc import Container, Generator, Iterator, Sequence
 from typing import Final
 
 import pygit2
-from pygit2.enums import FileMode
+from pygit2.enums import ObjectType
 
-from reconciler.adapters.git.history import diff_of, first_parent, info_of
-from reconciler.adapters.git.objects import CommitNotFoundError, commit_of, entries_of
+from reconciler.adapters.git.difference import differing
+from reconciler.adapters.git.history import first_parent, info_of
+from reconciler.adapters.git.objects import FOLDER, CommitNotFoundError, Entry, commit_of, entries_of
 from reconciler.adapters.git.tree import Layout, read_folder
-from reconciler.core.model import DATA_FILE, REGO_FILE, PolicyName, policy_name
+from reconciler.core.model import DATA_FILE, PLATFORM, REGO_FILE, PolicyName, project_policy
 from reconciler.core.ports import BranchCommit, PolicyChange
 
 _PUBLISHED: Final = frozenset({REGO_FILE.encode(), DATA_FILE.encode()})
-_ABSENT: Final = PolicyChange(None)
+_PROJECTS: Final = b"projects"
 
-_State = tuple[PolicyChange, frozenset[tuple[str, str, str]]]
+_State = tuple[PolicyChange, frozenset[tuple[bytes, bytes, bytes]]]
 """A policy in one commit: what it is, and the published files that make it so, whatever they are."""
-_NOTHING: Final[_State] = (_ABSENT, frozenset())
+_NOTHING: Final[_State] = (PolicyChange(None), frozenset())
+
+_Place = Entry | None
+"""Where a policy lies: its folder's entry, or that of what stands in its way; ``None``: nowhere."""
 
 
 def line(repository: pygit2.Repository, commit: str, known: Container[str]) -> Generator[None, None, list[str]]:
@@ -44,8 +48,7 @@ def branch_commits(
             commit = commit_of(repository, name)
         except CommitNotFoundError:
             continue
-        changes = _changes(repository, layout, commit, only)
-        found[name] = BranchCommit(info_of(commit), changes)
+        found[name] = BranchCommit(info_of(commit), _changes(repository, layout, commit, only))
         yield
     return found
 
@@ -58,47 +61,90 @@ def _changes(
     old = None if parent is None else layout.folder_of(repository, parent)
     if new == old:
         return {}
-    touched = {only} if only else _touched(repository, old, new)
+    places = (
+        _places(repository, old, new)
+        if only is None
+        else [(only, _place(repository, old, only), _place(repository, new, only))]
+    )
     changes: dict[PolicyName, PolicyChange] = {}
-    for policy in touched:
-        after = _state(repository, new, policy)
-        if after != _state(repository, old, policy):
-            changes[policy] = after[0]
+    for policy, before, after in places:
+        if before == after:
+            continue
+        now = _state(repository, after)
+        if now != _state(repository, before):
+            changes[policy] = now[0]
     return changes
 
 
-def _touched(repository: pygit2.Repository, old: pygit2.Oid | None, new: pygit2.Oid | None) -> set[PolicyName]:
-    """Policies with any file in their folder that differs: also a README may be what keeps a folder there."""
-    touched: set[PolicyName] = set()
-    for delta in diff_of(repository, old, new).deltas:
-        for path in (delta.old_file.raw_path, delta.new_file.raw_path):
-            folder = path.decode("utf-8", "backslashreplace").split("/")
-            parts = folder[:1] if folder[0] == "platform" else folder[:2]
-            try:
-                touched.add(policy_name("/".join(parts)))
-            except ValueError:
-                continue
-    return touched
+def _places(
+    repository: pygit2.Repository, old: pygit2.Oid | None, new: pygit2.Oid | None
+) -> Iterator[tuple[PolicyName, _Place, _Place]]:
+    """Policies whose folder may differ, with both places."""
+    before, after = _top(repository, old), _top(repository, new)
+    yield PLATFORM, before.get(PLATFORM.encode()), after.get(PLATFORM.encode())
+    for name, pair in _projects(repository, before.get(_PROJECTS), after.get(_PROJECTS)).items():
+        try:
+            policy = project_policy(name.decode())
+        except ValueError:  # an impossible name, also by its bytes
+            continue
+        yield policy, *pair
 
 
-def _state(repository: pygit2.Repository, root: pygit2.Oid | None, policy: PolicyName) -> _State:
-    """A policy below the folder of all policies."""
-    if root is None:
+def _projects(repository: pygit2.Repository, before: _Place, after: _Place) -> dict[bytes, tuple[_Place, _Place]]:
+    """The projects that differ. What is in the way of their folder is in the way of each."""
+    if before == after:
+        return {}
+    if _is_folder(before) and _is_folder(after):
+        return differing(_raw(repository, before), _raw(repository, after))
+    if _is_folder(before):
+        return {name: (entry, after) for name, (entry, _) in differing(_raw(repository, before), b"").items()}
+    if _is_folder(after):
+        return {name: (before, entry) for name, (_, entry) in differing(b"", _raw(repository, after)).items()}
+    return {}
+
+
+def _place(repository: pygit2.Repository, root: pygit2.Oid | None, policy: PolicyName) -> _Place:
+    """The place of one policy below the folder of all policies."""
+    found: _Place = None
+    tree = root
+    for name in policy.encode().split(b"/"):
+        if tree is None:
+            return None
+        found = next((entry for entry in entries_of(repository, tree) if entry[1] == name), None)
+        if found is None or found[0] != FOLDER:
+            return found
+        tree = pygit2.Oid(raw=found[2])
+    return found
+
+
+def _state(repository: pygit2.Repository, place: _Place) -> _State:
+    if place is None:
         return _NOTHING
-    folder = repository[root]
-    for name in policy.split("/"):
-        if not isinstance(folder, pygit2.Tree) or name not in folder:
-            return _NOTHING
-        found = folder[name]
-        if found.filemode != FileMode.TREE:
-            fault = f"{name} is no folder; put a folder with a {REGO_FILE} in its place"
-            return PolicyChange(None, fault), frozenset({(str(int(found.filemode)), name, str(found.id))})
-        folder = repository[found.id]
-    entries = entries_of(repository, folder.id)
-    read = read_folder(entries)
-    if read.blobs is not None:  # of a policy only the ids count: a file that became executable is no new version
-        return PolicyChange(read.blobs), frozenset({("", "rego", read.blobs.rego), ("", "data", read.blobs.data or "")})
-    published = frozenset(
-        (mode.decode(), name.decode(), oid.hex()) for mode, name, oid in entries if name in _PUBLISHED
-    )
-    return PolicyChange(None, "; ".join(f"{file} {what}" for file, what in read.faults)), published
+    if place[0] != FOLDER:
+        fault = f"{place[1].decode(errors='replace')} is no folder; put a folder with a {REGO_FILE} in its place"
+        return PolicyChange(None, fault), frozenset({place})
+    entries = entries_of(repository, pygit2.Oid(raw=place[2]))
+    folder = read_folder(entries)
+    blobs = folder.blobs
+    if blobs is not None:  # of a policy only the ids count: a file that became executable is no new version
+        ids = {(b"", b"rego", blobs.rego.encode()), (b"", b"data", (blobs.data or "").encode())}
+        return PolicyChange(blobs), frozenset(ids)
+    fault = "; ".join(f"{file} {what}" for file, what in folder.faults)
+    return PolicyChange(None, fault), frozenset(entry for entry in entries if entry[1] in _PUBLISHED)
+
+
+def _top(repository: pygit2.Repository, root: pygit2.Oid | None) -> dict[bytes, Entry]:
+    return {} if root is None else {entry[1]: entry for entry in entries_of(repository, root)}
+
+
+def _is_folder(place: _Place) -> bool:
+    return place is not None and place[0] == FOLDER
+
+
+def _raw(repository: pygit2.Repository, place: _Place) -> bytes:
+    if place is None:
+        return b""
+    kind, raw = repository.odb.read(pygit2.Oid(raw=place[2]))
+    if kind != ObjectType.TREE:
+        raise KeyError(f"{place[2].hex()} is no tree")
+    return raw
