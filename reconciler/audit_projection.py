@@ -90,3 +90,7 @@ class Projected:
         """See `AuditSink`."""
         self._record.emit(event)
         self._projection.offer(asdict(event))
+
+    def holds(self, attempt: str) -> bool:
+        """See `AuditSink`. The log alone knows."""
+        return self._record.holds(attempt)

@@ -29,6 +29,9 @@ class _Log:
             raise TransientError("no room", reason="AuditFailed")
         self.events.append(event)
 
+    def holds(self, attempt: str) -> bool:
+        return any(event.id == attempt for event in self.events)
+
 
 class World:
     def __init__(self, limit: int = 100) -> None:
