@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from aiohttp import web
 from prometheus_client import CollectorRegistry
 
-from api import admin, documents, keys, policies, status, wire, writes
+from api import admin, differences, documents, keys, policies, status, versions, wire, writes
 from api.audited import Auditor
 from api.auth import Authorizer, Verifier
 from api.envelope import envelope
@@ -25,6 +25,7 @@ from reconciler.core.records import Held
 from reconciler.idempotency import Ledger
 from reconciler.metrics import ApiMetrics
 from reconciler.operations import Operations
+from reconciler.version_history import VersionHistory
 from reconciler.writer import Writer
 
 DRAIN_SECONDS = 2.0
@@ -54,6 +55,7 @@ class Parts:
     gate: Gate
     progress: Progress
     operations: Operations
+    history: VersionHistory
     waits_for: Callable[[], Mapping[str, str]] = dict
     """What else keeps the replica from being ready, by outside system: see `api.status.readyz`."""
     serve_metrics: bool = True
@@ -85,6 +87,7 @@ def create_app(parts: Parts) -> web.Application:
     app[keys.GATE] = parts.gate
     app[keys.PROGRESS] = parts.progress
     app[keys.OPERATIONS] = parts.operations
+    app[keys.HISTORY] = parts.history
     app.on_shutdown.append(_answer_all)
     app.add_routes(
         web.RouteDef(route.method, route.path, route.handler, {**route.kwargs, "expect_handler": wire.expect})
@@ -113,6 +116,8 @@ def routes() -> list[web.RouteDef]:
         web.get("/policies/{project}", policies.get_policy),  # first: the router tries one after the other
         web.post("/policies/platform:validate", writes.validate),
         web.post("/policies/{project}:validate", writes.validate),
+        web.post("/policies/platform:rollback", writes.rollback),
+        web.post("/policies/{project}:rollback", writes.rollback),
         web.get("/policies/platform", policies.get_policy),
         web.put("/policies/platform", writes.put),
         web.patch("/policies/platform", writes.patch),
@@ -120,6 +125,13 @@ def routes() -> list[web.RouteDef]:
         web.put("/policies/{project}", writes.put),
         web.patch("/policies/{project}", writes.patch),
         web.delete("/policies/{project}", writes.delete),
+        web.get("/versions", versions.recent_versions),
+        web.get("/policies/platform/versions", versions.list_versions),
+        web.get("/policies/{project}/versions", versions.list_versions),
+        web.get("/policies/platform/versions/{version}", versions.get_version),
+        web.get("/policies/{project}/versions/{version}", versions.get_version),
+        web.get("/policies/platform/diff", differences.diff),
+        web.get("/policies/{project}/diff", differences.diff),
         web.post("/admin/sync", admin.sync),
         web.post("/admin/suspend", admin.suspend),
         web.post("/admin/resume", admin.resume),

@@ -35,6 +35,7 @@ class Attempt:
 ATTEMPT = web.RequestKey("attempt", Attempt)
 DRY: Final = frozenset({"true", "1", ""})
 """Values of ``?dry_run=`` that mean yes."""
+_ROLLBACK: Final = ":rollback"
 _VERBS: Final = {"PUT": "put", "PATCH": "patch", "DELETE": "delete"}
 
 
@@ -43,9 +44,11 @@ def attempt_of(request: web.Request) -> Attempt | None:
     if request.path.startswith("/admin/") and request.method == "POST":
         return Attempt(request.path.removeprefix("/admin/"), "reconciler")
     verb = _VERBS.get(request.method)
+    if request.method == "POST" and request.path.endswith(_ROLLBACK):
+        verb = "rollback"
     if verb is None or not request.path.startswith("/policies/") or request.query.get("dry_run") in DRY:
         return None
-    name = request.path.removeprefix("/policies/")
+    name = request.path.removeprefix("/policies/").removesuffix(_ROLLBACK)
     return Attempt(verb, name if name == "platform" else f"projects/{name}")
 
 

@@ -16,10 +16,11 @@ MERGE: Final = "application/merge-patch+json"
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """One good answer. ``headers`` are always there, ``maybe`` in some cases."""
+    """One good answer. ``headers`` are always there, ``maybe`` in some cases; ``other`` is another form of the body."""
 
     says: str
     model: type[BaseModel] | None = None
+    other: type[BaseModel] | None = None
     media: str = JSON
     headers: tuple[str, ...] = ()
     maybe: tuple[str, ...] = ()
@@ -45,10 +46,12 @@ class Operation:
 
 
 POLICIES: Final = "Policies"
+HISTORY: Final = "History"
 ADMINISTRATION: Final = "Administration"
 OBSERVATION: Final = "Observation"
 TAGS: Final[Mapping[str, str]] = {
     POLICIES: "Read what is live; write by committing to the policy repository.",
+    HISTORY: "What was: versions, who made them, what changed, what was live when.",
     ADMINISTRATION: "For platform admins: what a person tells the reconciler. Audited.",
     OBSERVATION: "What is applied and enforced, health, and this document.",
 }
@@ -80,9 +83,9 @@ def operations() -> list[Operation]:
             "list_policies",
             POLICIES,
             "The live policies that the caller may read, sorted by name.",
-            {200: Reply("A page.", schemas.PolicyList)},
+            {200: Reply("A page; with `at`, everything that was live then.", schemas.PolicyList, schemas.PoliciesAt)},
             problems=(400, 401, 403, 503),
-            parameters=("limit", "after", "Policy-Min-Commit", "timeout"),
+            parameters=("limit", "after", "Policy-Min-Commit", "timeout", "at"),
         )
     ]
     for scope, path in (("platform", "/policies/platform"), ("project", "/policies/{project}")):
@@ -92,8 +95,9 @@ def operations() -> list[Operation]:
             _patch(scope, path),
             _delete_platform(path) if scope == "platform" else _delete(path),
             _validate(scope, path),
+            _rollback(scope, path),
         ]
-    return found + _administration() + _observation()
+    return found + _history() + _administration() + _observation()
 
 
 # --- policies --------------------------------------------------------------------------------------------------------
@@ -111,11 +115,17 @@ def _get(scope: str, path: str) -> Operation:
         POLICIES,
         f"Read {_whose(scope)} as it is live, or with `ref=head` as the branch has it.",
         {
-            200: Reply("The policy.", schemas.PolicyAnswer, headers=_VERSION, maybe=("Policy-Held",)),
+            200: Reply(
+                "The policy; with `at`, the version.",
+                schemas.PolicyAnswer,
+                schemas.VersionAnswer,
+                headers=_VERSION,
+                maybe=("Policy-Held",),
+            ),
             304: Reply("`If-None-Match` names this version.", headers=_VERSION, maybe=("Policy-Held",)),
         },
         problems=_READ,
-        parameters=("If-None-Match", "Policy-Min-Commit", "ref", "timeout"),
+        parameters=("If-None-Match", "Policy-Min-Commit", "ref", "timeout", "at"),
         example="-i",
     )
 
@@ -128,7 +138,7 @@ def _put(scope: str, path: str) -> Operation:
         POLICIES,
         f"Create or replace {_whose(scope)} by a commit. An update needs `If-Match`.",
         {
-            200: Reply("Replaced, or the same as before.", schemas.WriteAnswer, maybe=_WRITTEN),
+            200: Reply("Replaced, or the same as before.", schemas.WriteAnswer, schemas.DryRun, maybe=_WRITTEN),
             201: Reply("Created.", schemas.WriteAnswer, headers=_VERSION, maybe=("Policy-Sync", "Idempotent-Replay")),
         },
         problems=(*_COMMIT, *_BODY),
@@ -146,7 +156,7 @@ def _patch(scope: str, path: str) -> Operation:
         POLICIES,
         f"Change a part of {_whose(scope)}: with `{JSON}` `rego` or `data` is replaced whole and `null` removes the "
         f"data, with `{MERGE}` the policy is merged by RFC 7396.",
-        {200: Reply("Changed, or the same as before.", schemas.WriteAnswer, maybe=_WRITTEN)},
+        {200: Reply("Changed, or the same as before.", schemas.WriteAnswer, schemas.DryRun, maybe=_WRITTEN)},
         problems=(*_COMMIT, *_BODY, 404),
         parameters=_CONDITIONS,
         body={JSON: {**_PATCH_SCHEMA, "minProperties": 1}, MERGE: _PATCH_SCHEMA},
@@ -187,6 +197,90 @@ def _validate(scope: str, path: str) -> Operation:
         problems=(*_BODY, 401, 403, 503),
         body={JSON: schemas.PolicyBody},
         example="-H 'Content-Type: application/json' -d @policy.json",
+    )
+
+
+def _rollback(scope: str, path: str) -> Operation:
+    return Operation(
+        "post",
+        f"{path}:rollback",
+        f"rollback_{scope}",
+        POLICIES,
+        f"Put an earlier version of {_whose(scope)} back by a commit that names it. Needs `If-Match` as PUT does.",
+        {
+            200: Reply("Restored, or the same as before.", schemas.WriteAnswer, schemas.DryRun, maybe=_WRITTEN),
+            201: Reply("Created again.", schemas.WriteAnswer, headers=_VERSION, maybe=_WRITTEN[2:]),
+        },
+        problems=(*_COMMIT, *_BODY, 404),
+        parameters=_CONDITIONS,
+        body={JSON: schemas.RollbackBody},
+        body_required=False,
+        example="""-H 'If-Match: "<etag>"' -H 'Content-Type: application/json' -d '{"version": 3}'""",
+    )
+
+
+# --- history ---------------------------------------------------------------------------------------------------------
+
+
+def _history() -> list[Operation]:
+    found = [
+        Operation(
+            "get",
+            "/versions",
+            "list_recent_versions",
+            HISTORY,
+            "The last versions of all policies that the caller may read, newest first.",
+            {200: Reply("A page.", schemas.VersionList)},
+            problems=(400, 401, 403, 503),
+            parameters=("versions_limit", "after"),
+        )
+    ]
+    for scope, path in (("platform", "/policies/platform"), ("project", "/policies/{project}")):
+        found += [_versions(scope, path), _version(scope, path), _diff(scope, path)]
+    return found
+
+
+def _versions(scope: str, path: str) -> Operation:
+    return Operation(
+        "get",
+        f"{path}/versions",
+        f"list_{scope}_versions",
+        HISTORY,
+        f"All versions of {_whose(scope)}, newest first: who, when, which commit, what became of it.",
+        {200: Reply("A page.", schemas.VersionList)},
+        problems=_READ,
+        parameters=("versions_limit", "after"),
+    )
+
+
+def _version(scope: str, path: str) -> Operation:
+    return Operation(
+        "get",
+        f"{path}/versions/{{version}}",
+        f"get_{scope}_version",
+        HISTORY,
+        f"One version of {_whose(scope)} with its text, from the record or else from Git.",
+        {
+            200: Reply("The version.", schemas.VersionAnswer, headers=("Policy-Commit",), maybe=("ETag",)),
+            304: Reply("`If-None-Match` names its content.", headers=_VERSION),
+        },
+        problems=_READ,
+        parameters=("If-None-Match",),
+        example="-i",
+    )
+
+
+def _diff(scope: str, path: str) -> Operation:
+    return Operation(
+        "get",
+        f"{path}/diff",
+        f"diff_{scope}",
+        HISTORY,
+        f"What changed between two versions of {_whose(scope)}: Rego as `git diff` shows it, data by path.",
+        {200: Reply("The difference.", schemas.Difference)},
+        problems=_READ,
+        parameters=("from", "to"),
+        example="-G -d from=1 -d to=live",
     )
 
 

@@ -23,6 +23,7 @@ from reconciler.core.records import Held, Record
 from reconciler.idempotency import Ledger
 from reconciler.metrics import ApiMetrics
 from reconciler.operations import Operations
+from reconciler.version_history import VersionHistory
 from reconciler.writer import Writer
 
 RecordT = TypeVar("RecordT", bound=Record)
@@ -47,3 +48,4 @@ LEDGER = web.AppKey("ledger", Ledger)
 GATE = web.AppKey("gate", Gate)
 PROGRESS = web.AppKey("progress", Progress)
 OPERATIONS = web.AppKey("operations", Operations)
+HISTORY = web.AppKey("history", VersionHistory)

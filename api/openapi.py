@@ -80,6 +80,26 @@ _PARAMETERS: Final[Mapping[str, tuple[str, dict[str, Any], str]]] = {
         "`head`: what the branch says, valid or not.",
     ),
     "limit": ("query", {"type": "integer", "minimum": 1, "maximum": 1000, "default": 100}, "Items on a page."),
+    "versions_limit": (
+        "query",
+        {"type": "integer", "minimum": 1, "maximum": 100, "default": 20},
+        "Items on a page.",
+    ),
+    "at": (
+        "query",
+        {"type": "string", "format": "date-time"},
+        "What was live at this time: the version, with its text, as `/versions/{version}` gives it.",
+    ),
+    "from": (
+        "query",
+        {"type": "string", "pattern": "^([1-9][0-9]{0,8}|live|head)$"},
+        "A version, `live` or `head`; when left out, the version before `to`.",
+    ),
+    "to": (
+        "query",
+        {"type": "string", "pattern": "^([1-9][0-9]{0,8}|live|head)$", "default": "live"},
+        "The same.",
+    ),
     "after": ("query", {"type": "string"}, "`next` of the page before."),
     "exclude": ("query", {"type": "array", "items": {"type": "string"}}, "Checks to leave out, such as `git`."),
 }
@@ -136,6 +156,8 @@ def _operation(operation: Operation) -> dict[str, Any]:
     parameters = [_parameter(name) for name in (*operation.parameters, "X-Request-ID")]
     if "{project}" in operation.path:
         parameters.insert(0, _project())
+    if "{version}" in operation.path:
+        parameters.insert(0, _version())
     rendered: dict[str, Any] = {
         "operationId": operation.name,
         "tags": [operation.tag],
@@ -168,8 +190,8 @@ def _reply(status: int, reply: Reply, operation: Operation) -> dict[str, Any]:
     if status in {204, 304}:
         return rendered
     schema = _schema(reply.model) if reply.model else {"type": "object" if reply.media.endswith("json") else "string"}
-    if reply.model is schemas.WriteAnswer and status == 200:  # noqa: PLR2004 OK
-        schema = {"anyOf": [schema, _schema(schemas.DryRun)]}
+    if reply.other:
+        schema = {"anyOf": [schema, _schema(reply.other)]}
     content: dict[str, Any] = {reply.media: {"schema": schema}}
     if status in operation.problems:
         content[PROBLEM] = {"schema": _schema(schemas.Problem)}
@@ -188,7 +210,13 @@ def _problem(status: int, operation: Operation) -> dict[str, Any]:
 
 def _parameter(name: str) -> dict[str, Any]:
     place, schema, says = _PARAMETERS[name]
-    return {"name": name, "in": place, "required": False, "schema": schema, "description": says}
+    return {
+        "name": name.rpartition("_")[2] if name == "versions_limit" else name,
+        "in": place,
+        "required": False,
+        "schema": schema,
+        "description": says,
+    }
 
 
 def _project() -> dict[str, Any]:
@@ -198,6 +226,16 @@ def _project() -> dict[str, Any]:
         "required": True,
         "schema": {"type": "string", "pattern": "^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"},
         "description": "A project's name: a DNS label, and not `platform`.",
+    }
+
+
+def _version() -> dict[str, Any]:
+    return {
+        "name": "version",
+        "in": "path",
+        "required": True,
+        "schema": {"type": "integer", "minimum": 1, "maximum": 999999999},
+        "description": "The number of a version.",
     }
 
 
@@ -218,10 +256,13 @@ def _schemas() -> dict[str, Any]:
     used = {
         model
         for operation in operations()
-        for model in (*operation.body.values(), *(reply.model for reply in operation.replies.values()))
+        for model in (
+            *operation.body.values(),
+            *(model for reply in operation.replies.values() for model in (reply.model, reply.other)),
+        )
         if isinstance(model, type)
     }
-    named = sorted({*used, schemas.Problem, schemas.DryRun}, key=lambda model: model.__name__)
+    named = sorted({*used, schemas.Problem}, key=lambda model: model.__name__)
     _, definitions = models_json_schema(
         [(model, "validation") for model in named],
         ref_template="#/components/schemas/{model}",

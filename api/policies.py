@@ -8,22 +8,18 @@ from typing import Final
 
 from aiohttp import web
 
-from api import keys
+from api import keys, versions
 from api.auth import Action, may_read
 from api.preconditions import not_modified
 from api.problems import ProblemError
-from api.rendered import body_of, text_of
-from api.requests import authorized, choice, commit_of, policy_of, seconds
-from api.texts import strict_object
+from api.rendered import body_of_any
+from api.requests import authorized, choice, commit_of, moment, number, policy_of, seconds
 from reconciler.agent.state import MirrorState
-from reconciler.core.limits import Limits
-from reconciler.core.model import Content, PolicyName
+from reconciler.core.model import PolicyName
 from reconciler.core.records import Held
 
 _PAGE: Final = 100
 _LIMIT: Final = 1000
-_DIGITS: Final = 9
-_LIMITS: Final = Limits()
 _MIN_COMMIT_SECONDS: Final = 5.0
 _LONGEST_SECONDS: Final = 60.0
 
@@ -31,7 +27,10 @@ _LONGEST_SECONDS: Final = 60.0
 async def list_policies(request: web.Request) -> web.Response:
     """{"items": [{"policy", "etag", "commit", "held"}], "next"}: what the caller may read, sorted by name."""
     caller = await authorized(request, None, Action.READ)
-    limit, after = _limit(request), request.query.get("after", "")
+    at = moment(request, "at")
+    if at is not None:
+        return await versions.policies_at(request, caller, at)
+    limit, after = number(request, "limit", _PAGE, _LIMIT), request.query.get("after", "")
     await _wait_for_commit(request)
     state = _state(request)
     names = sorted(name for name in state.policies if name > after and may_read(caller, name))
@@ -49,10 +48,13 @@ async def list_policies(request: web.Request) -> web.Response:
 
 
 async def get_policy(request: web.Request) -> web.Response:
-    """The live policy; with ``?ref=head`` the branch's."""
+    """The live policy; with ``?ref=head`` the branch's, with ``?at=`` the one that was live then."""
     policy = policy_of(request)
     await authorized(request, policy, Action.READ)
     ref = choice(request, "ref", ("live", "head"), "live")
+    at = moment(request, "at")
+    if at is not None:
+        return await versions.policy_at(request, policy, at)
     await _wait_for_commit(request)
     if ref == "head":
         return await _head(request, policy)
@@ -81,7 +83,7 @@ async def _head(request: web.Request, policy: PolicyName) -> web.Response:
         errors = tree.invalid.get(policy, ())
         raise ProblemError(404, "not_found", f"{policy} is not at the branch's head", errors=errors)
     headers = {"ETag": blobs.etag, "Policy-Commit": (await source.last_change(commit, policy)).commit}
-    body = await asyncio.to_thread(_body_at_head, await source.read(blobs))
+    body = await asyncio.to_thread(body_of_any, await source.read(blobs))
     return _answer(request, headers, lambda: body)
 
 
@@ -91,16 +93,6 @@ def _answer(request: web.Request, headers: dict[str, str], body: Callable[[], by
         return web.Response(status=304, headers=headers)
     headers["Content-Type"] = "application/json"
     return web.Response(body=body(), headers=headers)
-
-
-def _body_at_head(content: Content) -> bytes:
-    """The same of what nobody has judged: data that a PUT would not take as an object is given as ``data_text``."""
-    try:
-        if content.data is not None:
-            strict_object(content.data.decode(), _LIMITS.nesting)
-    except (ValueError, RecursionError):
-        return b'{"rego":%b,"data_text":%b}' % (text_of(content.rego), text_of(content.data or b""))
-    return body_of(content)
 
 
 async def _wait_for_commit(request: web.Request) -> None:
@@ -121,14 +113,6 @@ def _state(request: web.Request) -> MirrorState:
     if state is None:
         raise ProblemError(503, "unavailable", "etcd was not read yet", headers={"Retry-After": "1"})
     return state
-
-
-def _limit(request: web.Request) -> int:
-    text = request.query.get("limit", str(_PAGE))
-    # Python reads no integer of more than 4300 digits.
-    if not text.isascii() or not text.isdigit() or len(text) > _DIGITS or not 1 <= int(text) <= _LIMIT:
-        raise ProblemError(400, "validation_error", f"?limit= must be a number from 1 to {_LIMIT}, not {text[:20]!r}")
-    return int(text)
 
 
 def _held(request: web.Request, policy: str) -> Held | None:

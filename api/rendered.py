@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 from typing import Final
 
+from api.texts import strict_object
+from reconciler.core.limits import Limits
 from reconciler.core.model import Content
 
+_LIMITS: Final = Limits()
 BYTES: Final = 16 * 2**20
 """What is kept at most; the body rendered first is forgotten first."""
 
@@ -35,6 +38,16 @@ def body_of(content: Content) -> bytes:
     if content.data is None:
         return b'{"rego":%b}' % text_of(content.rego)
     return b'{"rego":%b,"data":%b}' % (text_of(content.rego), content.data)
+
+
+def body_of_any(content: Content) -> bytes:
+    """The same of what nobody has judged: data that a PUT would not take as an object is given as ``data_text``."""
+    try:
+        if content.data is not None:
+            strict_object(content.data.decode(), _LIMITS.nesting)
+    except (ValueError, RecursionError):
+        return b'{"rego":%b,"data_text":%b}' % (text_of(content.rego), text_of(content.data or b""))
+    return body_of(content)
 
 
 def text_of(raw: bytes) -> bytes:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from datetime import UTC, datetime, timedelta
+from typing import Final
 
 from aiohttp import web
 
@@ -14,6 +16,9 @@ from reconciler.core.model import PLATFORM, PolicyName, project_policy
 
 CALLER: web.RequestKey[Caller] = web.RequestKey("caller")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+_DIGITS: Final = 9
+_CLOCKS: Final = timedelta(seconds=5)
+"""How far the caller's clock may be ahead of this one."""
 _TRUE, _FALSE = DRY, frozenset({"false", "0"})
 
 
@@ -74,6 +79,39 @@ def seconds(request: web.Request, name: str, default: float, most: float) -> flo
     if not 0 < value <= most:
         raise ProblemError(400, "validation_error", f"?{name}= must be seconds, above 0 and up to {most:g}")
     return value
+
+
+def moment(request: web.Request, name: str) -> str | None:
+    """A time of the query, as RFC 3339 UTC; one that is still to come is refused."""
+    text = _asked(request, name)
+    if text is None:
+        return None
+    at = _aware(re.sub(r" (?=\d\d:\d\d$)", "+", text))  # an unescaped + is a space in a query
+    if at is None:
+        message = f"?{name}= must be a time as RFC 3339 has it, such as 2026-01-31T12:00:00Z, not {text[:40]!r}"
+        raise ProblemError(400, "validation_error", message)
+    if at > datetime.now(UTC) + _CLOCKS:
+        raise ProblemError(400, "validation_error", f"?{name}={text[:40]} is still to come")
+    return at.isoformat().replace("+00:00", "Z")
+
+
+def _aware(text: str) -> datetime | None:
+    try:
+        at = datetime.fromisoformat(text)
+        return at.astimezone(UTC) if at.tzinfo else None
+    except (ValueError, OverflowError):
+        return None
+
+
+def number(request: web.Request, name: str, default: int, most: int) -> int:
+    """A number of the query, from 1 to ``most``."""
+    text = _asked(request, name)
+    # Python reads no integer of more than 4300 digits.
+    if text is None:
+        return default
+    if not text.isascii() or not text.isdigit() or len(text) > _DIGITS or not 1 <= int(text) <= most:
+        raise ProblemError(400, "validation_error", f"?{name}= must be a number from 1 to {most}, not {text[:20]!r}")
+    return int(text)
 
 
 def commit_of(request: web.Request, header: str) -> str | None:

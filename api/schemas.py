@@ -88,6 +88,8 @@ class WriteAnswer(_Schema):
     """The commit that has it."""
     warnings: list[Place]
     """What will be refused one day, such as Rego v0."""
+    version: int | None = Field(default=None, json_schema_extra=_never_null)
+    """Of a rollback: the version that is restored."""
 
 
 class Validation(_Schema):
@@ -107,6 +109,8 @@ class DryRun(Validation):
     """At the branch's head; `null` for a policy that is new."""
     etag_after: str | None
     """`null` for a deletion."""
+    version: int | None = Field(default=None, json_schema_extra=_never_null)
+    """Of a rollback: the version that would be restored."""
 
 
 class PolicyItem(_Schema):
@@ -127,6 +131,103 @@ class PolicyList(_Schema):
     items: list[PolicyItem]
     next: str | None
     """Give it as `?after=` for the next page."""
+
+
+class RollbackBody(_Schema):
+    """What to go back to."""
+
+    version: int | None = Field(default=None, ge=1, json_schema_extra=_never_null)
+    """When left out, the last version applied whose content is not that of the live one."""
+
+
+class VersionItem(_Schema):
+    """One version of one policy, without its text."""
+
+    policy: str
+    """`platform` or `projects/<project>`."""
+    version: int
+    """From 1, the same in every replica and datacentre."""
+    state: Literal["applied", "held", "superseded"]
+    """`applied`: it was live. `held`: it could not go live. `superseded`: a newer one came before it was looked at."""
+    live: bool
+    """Whether it is the one that is live now."""
+    etag: str | None
+    """`null` for a deletion, and for what is no policy."""
+    commit: str
+    ts: str | None
+    """When it was committed."""
+    actor: str
+    """The commit's author."""
+    subject: str
+    """The first line of the commit's message."""
+    pull_request: int | None
+    """When the subject tells it."""
+    deleted: bool
+    """It is the policy's end."""
+    reason: str | None
+    """Why it was held."""
+    message: str | None
+    """The first error."""
+    inferred: bool
+    """Nobody told what became of it: `state` is what follows from Git."""
+    applied_at: list[str]
+    """When it became live, oldest first; empty where nobody told."""
+
+
+class VersionList(_Schema):
+    """One page, newest first."""
+
+    items: list[VersionItem]
+    next: int | str | None
+    """Give it as `?after=` for the next page."""
+    missing: str | None
+    """Why the record was not asked, and what that means for this answer."""
+
+
+class PoliciesAt(VersionList):
+    """Which version of each policy was live at a time."""
+
+    at: str
+
+
+class VersionAnswer(VersionItem):
+    """One version with its text: `rego` and `data` are left out for a deletion."""
+
+    missing: str | None
+    """Why the record was not asked."""
+    rego: str | None = Field(default=None, json_schema_extra=_never_null)
+    data: dict[str, Any] | None = Field(default=None, json_schema_extra=_never_null)
+    data_text: str | None = Field(default=None, json_schema_extra=_never_null)
+    """In the place of `data`, where that was no JSON object."""
+
+
+class DataChange(_Schema):
+    """One difference of the data."""
+
+    path: str
+    """A JSON Pointer (RFC 6901); of what is removed that in the old data."""
+    op: Literal["add", "remove", "replace"]
+    from_: Any = Field(default=None, alias="from")
+    """Left out for what is added."""
+    to: Any = None
+    """Left out for what is removed."""
+
+
+class DiffSide(_Open):
+    """A version as `/versions` lists it, or `ref`: `live`, `head` or `nothing`, with `etag` and `commit`."""
+
+
+class Difference(_Schema):
+    """What changed between two versions."""
+
+    policy: str
+    from_: DiffSide = Field(alias="from")
+    to: DiffSide
+    rego: str
+    """As `git diff` shows it; empty where nothing changed."""
+    data: list[DataChange]
+    data_text: str | None = Field(default=None, json_schema_extra=_never_null)
+    """As `git diff` shows it, where the data is no JSON object or differs in its form only."""
 
 
 class Problem(_Schema):

@@ -1,19 +1,20 @@
-"""PUT, PATCH, DELETE and :validate: every write is a commit. The handlers read the request and give the answer; what
-happens in between is `reconciler.writer`."""
+"""PUT, PATCH, DELETE, :rollback and :validate: every write is a commit. The handlers read the request and give the
+answer; what happens in between is `reconciler.writer`."""
 
 from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
 from aiohttp import web
 
-from api import bodies, keys
+from api import bodies, keys, schemas
 from api.audited import ATTEMPT, Attempt
 from api.auth import Action
+from api.differences import restorable
 from api.diffs import unified
 from api.envelope import REQUEST_ID
 from api.patch import merged, patched, replaced
@@ -24,6 +25,7 @@ from api.requests import authorized, caller_of, choice, flag, policy_of, seconds
 from reconciler.core.errors import RefusalError
 from reconciler.core.model import DATA_FILE, REGO_FILE, BlobIds, Content, PolicyName
 from reconciler.core.ports import Range
+from reconciler.core.versions import Version
 from reconciler.edits import Current, KeyHash, OutcomeUnknownError, Preview, Write, Written
 from reconciler.idempotency import ANSWER_BYTES, Answer, Claim, KeyOf
 
@@ -41,6 +43,18 @@ _RESERVED: Final = 512
 Decide = Callable[[Current], Content | None]
 
 
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What a request asks for. ``restored`` is the version that a rollback brings back."""
+
+    decide: Decide
+    restored: Version | None = None
+
+
+Prepare = Callable[[], Awaitable[Change]]
+"""Looks up what the change needs; not called for a request whose answer is known already."""
+
+
 async def put(request: web.Request) -> web.Response:
     """Create or replace: 201 or 200. An update needs ``If-Match``."""
     policy = await _authorized(request, Action.WRITE)
@@ -51,7 +65,7 @@ async def put(request: web.Request) -> web.Response:
         conditions.check_put(current.etag)
         return replaced(body.policy, current.content)
 
-    return await _change(request, policy, decide, body.raw)
+    return await _change(request, policy, _ready(decide), body.raw)
 
 
 async def patch(request: web.Request) -> web.Response:
@@ -67,7 +81,7 @@ async def patch(request: web.Request) -> web.Response:
         change = merged if request.content_type == _MERGE else patched
         return change(body.policy, current.content)
 
-    return await _change(request, policy, decide, body.raw)
+    return await _change(request, policy, _ready(decide), body.raw)
 
 
 async def delete(request: web.Request) -> web.Response:
@@ -78,7 +92,25 @@ async def delete(request: web.Request) -> web.Response:
     def decide(current: Current) -> None:
         conditions.check_change(current.etag)
 
-    return await _change(request, policy, decide, b"")
+    return await _change(request, policy, _ready(decide), b"")
+
+
+async def rollback(request: web.Request) -> web.Response:
+    """PUT the text of an earlier version: 200, or 201 where the policy was deleted since. Needs ``If-Match`` as PUT."""
+    policy = await _authorized(request, Action.ROLLBACK)
+    conditions = Preconditions.of(request.headers)
+    wanted = (await bodies.read_object(request, schemas.RollbackBody)).version
+
+    async def prepare() -> Change:
+        stored = await restorable(request, policy, wanted)
+
+        def decide(current: Current) -> Content | None:
+            conditions.check_put(current.etag)
+            return stored.content
+
+        return Change(decide, stored.version)
+
+    return await _change(request, policy, prepare, b"" if wanted is None else str(wanted).encode())
 
 
 async def delete_platform(request: web.Request) -> web.Response:
@@ -92,8 +124,8 @@ async def validate(request: web.Request) -> web.Response:
     """The verdict that a PUT would get; nothing is written."""
     policy = await _authorized(request, Action.VALIDATE)
     body = await bodies.read(request, bodies.PUT)
-    write = _write(request, policy, lambda current: replaced(body.policy, current.content), None)
-    preview = await request.app[keys.WRITER].preview(write)
+    change = Change(lambda current: replaced(body.policy, current.content))
+    preview = await request.app[keys.WRITER].preview(_write(request, policy, change, None))
     return web.json_response(
         {
             "valid": not preview.errors,
@@ -114,12 +146,21 @@ class _Wish:
     seconds: float
 
 
-async def _change(request: web.Request, policy: PolicyName, decide: Decide, raw: bytes) -> web.Response:
+def _ready(decide: Decide) -> Prepare:
+    async def prepare() -> Change:
+        return Change(decide)
+
+    return prepare
+
+
+async def _change(request: web.Request, policy: PolicyName, prepare: Prepare, raw: bytes) -> web.Response:
     wish = _wish(request)
     if flag(request, "dry_run"):
-        return await _dry_run(policy, await request.app[keys.WRITER].preview(_write(request, policy, decide, None)))
+        change = await prepare()
+        preview = await request.app[keys.WRITER].preview(_write(request, policy, change, None))
+        return await _dry_run(policy, preview, change.restored)
     with request.app[keys.GATE].enter(caller_of(request).id):
-        answer = await _once(request, policy, decide, raw)
+        answer = await _once(request, policy, prepare, raw)
     headers = dict(answer.headers)
     if "Policy-Commit" not in headers:
         return web.Response(status=answer.status, text=answer.body, headers=headers, content_type=CONTENT_TYPE)
@@ -130,19 +171,19 @@ async def _change(request: web.Request, policy: PolicyName, decide: Decide, raw:
     return web.Response(status=answer.status, text=answer.body, headers=headers, content_type="application/json")
 
 
-async def _once(request: web.Request, policy: PolicyName, decide: Decide, raw: bytes) -> Answer:
+async def _once(request: web.Request, policy: PolicyName, prepare: Prepare, raw: bytes) -> Answer:
     """Run the request; with an idempotency key at most once, whichever replica it reaches."""
     key = _key(request, raw)
     if key is None:
         # Without etcd nothing could go live: refused before anything is sent.
         await request.app[keys.STORE].read(Range(request.app[keys.KEYSPACE].applied, keys_only=True))
-        return await _run(request, policy, decide, None)
+        return await _run(request, policy, prepare, None)
     ledger = request.app[keys.LEDGER]
     claim = await ledger.begin(key, patience=LIVE_SECONDS)
     if isinstance(claim, Answer):
         _note_replay(request[ATTEMPT], claim)
         return _replayed(claim)
-    answer = await _claimed(request, policy, decide, key.hash, claim)
+    answer = await _claimed(request, policy, prepare, key.hash, claim)
     return _replayed(answer) if request[ATTEMPT].result == _REPLAYED else answer
 
 
@@ -158,13 +199,13 @@ def _note_replay(attempt: Attempt, answer: Answer) -> None:
         attempt.etag_after, attempt.result = None, str(json.loads(answer.body)["code"])
 
 
-async def _claimed(request: web.Request, policy: PolicyName, decide: Decide, key: KeyHash, claim: Claim) -> Answer:
+async def _claimed(request: web.Request, policy: PolicyName, prepare: Prepare, key: KeyHash, claim: Claim) -> Answer:
     """Run and keep the answer, refusals too; an end that may be another one next time frees the key."""
     ledger = request.app[keys.LEDGER]
     kept = False
     try:
         try:
-            answer = await _run(request, policy, decide, key)
+            answer = await _run(request, policy, prepare, key)
         except RefusalError as error:
             problem = problem_of(error)
             if problem is None or problem.status in _NOT_KEPT or problem.status >= _SERVER_ERRORS:
@@ -178,9 +219,10 @@ async def _claimed(request: web.Request, policy: PolicyName, decide: Decide, key
     return answer
 
 
-async def _run(request: web.Request, policy: PolicyName, decide: Decide, key: KeyHash | None) -> Answer:
+async def _run(request: web.Request, policy: PolicyName, prepare: Prepare, key: KeyHash | None) -> Answer:
     attempt = request[ATTEMPT]
-    write = replace(_write(request, policy, decide, key), attempt=attempt.id)
+    change = await prepare()
+    write = replace(_write(request, policy, change, key), attempt=attempt.id)
     try:
         written = await request.app[keys.WRITER].write(write)
     except OutcomeUnknownError as error:
@@ -188,14 +230,16 @@ async def _run(request: web.Request, policy: PolicyName, decide: Decide, key: Ke
         raise
     attempt.etag_before, attempt.etag_after = _etag(written.before), _etag(written.after)
     attempt.commit, attempt.result = written.commit, _result(written)
-    return _answer(policy, written)
+    return _answer(policy, written, change.restored)
 
 
-def _write(request: web.Request, policy: PolicyName, decide: Decide, key: KeyHash | None) -> Write:
-    caller = caller_of(request)
+def _write(request: web.Request, policy: PolicyName, change: Change, key: KeyHash | None) -> Write:
+    caller, old = caller_of(request), change.restored
     return Write(
         policy=policy,
-        decide=decide,
+        decide=change.decide,
+        note=f"roll back to version {old.version}" if old else "",
+        restores=f"{old.version} {old.info.commit}" if old else "",
         author=caller.identity(),
         actor=caller.sub,
         request_id=request[REQUEST_ID],
@@ -203,7 +247,7 @@ def _write(request: web.Request, policy: PolicyName, decide: Decide, key: KeyHas
     )
 
 
-def _answer(policy: PolicyName, written: Written) -> Answer:
+def _answer(policy: PolicyName, written: Written, restored: Version | None) -> Answer:
     headers = {"Policy-Commit": written.commit}
     if written.after is None:
         return Answer(204, "", headers)
@@ -213,6 +257,7 @@ def _answer(policy: PolicyName, written: Written) -> Answer:
         "etag": written.after.etag,
         "commit": written.commit,
         "warnings": [asdict(warning) for warning in written.warnings],
+        **_restored(restored),
     }
     return Answer(201 if written.before is None else 200, _bounded(document, "warnings"), headers)
 
@@ -239,6 +284,10 @@ def _result(written: Written) -> str:
     if not written.changed:
         return "unchanged"
     return "deleted" if written.after is None else "created" if written.before is None else "updated"
+
+
+def _restored(version: Version | None) -> dict[str, Any]:
+    return {"version": version.version} if version else {}
 
 
 def _etag(blobs: BlobIds | None) -> str | None:
@@ -282,7 +331,7 @@ def _key(request: web.Request, raw: bytes) -> KeyOf | None:
 # --- dry run ---------------------------------------------------------------------------------------------------------
 
 
-async def _dry_run(policy: PolicyName, preview: Preview) -> web.Response:
+async def _dry_run(policy: PolicyName, preview: Preview, restored: Version | None) -> web.Response:
     """The verdict and the commit's diff."""
     after = preview.content.blob_ids().etag if preview.content else None
     return web.json_response(
@@ -293,6 +342,7 @@ async def _dry_run(policy: PolicyName, preview: Preview) -> web.Response:
             "diff": await asyncio.to_thread(_diff, policy, preview.current.content, preview.content),
             "etag_before": preview.current.etag,
             "etag_after": after,
+            **_restored(restored),
         }
     )
 

@@ -58,13 +58,16 @@ class Write:
     request_id: str
     key: KeyHash | None = None
     note: str = ""
-    """What the commit's subject says besides action and policy, such as the version that a rollback restores."""
+    """What the commit's subject says besides action and policy."""
+    restores: str = ""
+    """The version that a rollback restores, and its commit."""
     attempt: str = field(default_factory=lambda: secrets.token_hex(8))
     """Which attempt this is: a request id does not say it, since callers choose it and may repeat it."""
 
     def trailers(self) -> tuple[tuple[str, str], ...]:
         """What the commit's message ends with."""
         found = [(REQUEST_TRAILER, self.request_id), (ACTOR_TRAILER, self.actor)]
+        found += [(RESTORES_TRAILER, self.restores)] if self.restores else []
         return (*found, (KEY_TRAILER, str(self.key))) if self.key else tuple(found)
 
     def subject(self, *, before: BlobIds | None, after: Content | None) -> str:

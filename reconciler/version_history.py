@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Final, Protocol, TypeVar
 
-from reconciler.core.errors import TransientError
-from reconciler.core.ledger import Entry
+from reconciler.branch_history import BranchHistory, of_commit
+from reconciler.core.errors import RegopsError
 from reconciler.core.model import Content, PolicyName
-from reconciler.core.ports import BranchCommit, Source
-from reconciler.core.record_ports import VersionStore
-from reconciler.core.versions import Seen, State, StoredVersion, Version, judge, live_at
+from reconciler.core.ports import Source
+from reconciler.core.record_ports import Place, VersionStore
+from reconciler.core.versions import Hold, State, StoredVersion, Version, live_at
 
-NO_RECORD = "no MongoDB is configured: numbers, times and states are read from Git alone"
-RECORD_AWAY = "MongoDB is out of reach: numbers, times and states are read from Git alone"
+NO_RECORD: Final = "no MongoDB is configured (mongo.uri): numbers, times and states are read from Git alone"
+RECORD_AWAY: Final = "MongoDB is out of reach: numbers, times and states are read from Git alone"
+
+T = TypeVar("T")
 
 
 class Repository(Source, Protocol):
@@ -33,91 +35,164 @@ class Past:
     missing: str = ""
 
 
-class VersionHistory:
-    """Answers for one branch. ``store`` is ``None`` where no MongoDB is configured."""
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """What was live at a time: the last version of each policy, also where that is its deletion."""
 
-    def __init__(self, source: Repository, store: VersionStore | None) -> None:
+    versions: Mapping[PolicyName, Version]
+    missing: str = ""
+
+
+class _NoRecordError(Exception):
+    """The record cannot be asked; the message says why."""
+
+
+class VersionHistory:
+    """Answers for one branch. ``store`` is ``None`` where no MongoDB is configured. Never fails for the record's sake:
+    what it does not answer, Git does."""
+
+    def __init__(
+        self,
+        source: Repository,
+        store: VersionStore | None,
+        *,
+        held: Callable[[], Mapping[PolicyName, Hold]] = dict,
+    ) -> None:
+        """``held``: the policies whose newest version is not live, and why, as far as etcd tells; Git cannot."""
         self._source = source
         self._store = store
+        self._held = held
+        self._branch = BranchHistory(source)
 
     async def versions(self, policy: PolicyName, *, before: int | None = None, limit: int = 20) -> Past:
-        """A policy's versions with numbers below ``before``. Never fails for the record's sake."""
-        missing = NO_RECORD
-        if self._store is not None:
-            try:
-                return Past(await self._store.versions(policy, before=before, limit=limit))
-            except TransientError:
-                missing = RECORD_AWAY
-        found = await self._from_git(policy)
-        return Past([each for each in reversed(found) if before is None or each.version < before][:limit], missing)
+        """A policy's versions with numbers below ``before``, without gaps: those that the record keeps no longer are
+        read from Git."""
+        try:
+            return Past(await self._recorded(policy, before, limit))
+        except _NoRecordError as error:
+            found = [each for each in await self._from_git() if each.policy == policy]
+            return Past(
+                [each for each in reversed(found) if before is None or each.version < before][:limit], str(error)
+            )
+
+    async def recent(self, *, before: Place | None = None, limit: int = 20) -> Past:
+        """The last versions of all policies, in the order in which their commits were recorded, newest first."""
+        try:
+            return Past(await self._asked(self._record().recent(before=before, limit=limit)))
+        except _NoRecordError as error:
+            found = sorted(await self._from_git(), key=place_of, reverse=True)
+            return Past([each for each in found if before is None or place_of(each) < before][:limit], str(error))
 
     async def version(self, policy: PolicyName, number: int) -> StoredVersion | None:
         """One version with its exact bytes, wherever they are; ``None`` when there never was one of this number, or if
         only a rewritten history had it and the record keeps it no longer."""
-        if self._store is not None:
-            try:
-                stored = await self._store.version(policy, number)
-                if stored is not None:
-                    return await self._filled(stored.version, stored.content)
-                commit = await self._store.commit_of(policy, number)
-            except TransientError:
-                pass
-            else:
-                return None if commit is None else await self._at_commit(policy, number, commit)
-        found = next((each for each in await self._from_git(policy) if each.version == number), None)
+        try:
+            stored = await self._asked(self._record().version(policy, number))
+            if stored is not None:
+                return await self._filled(stored.version, stored.content)
+            commit = await self._asked(self._record().commit_of(policy, number))
+            found = None if commit is None else await self._at_commit(policy, number, commit)
+        except _NoRecordError:
+            own = (each for each in await self._from_git() if each.policy == policy)
+            found = next((each for each in own if each.version == number), None)
         return None if found is None else await self._filled(found, None)
+
+    async def former(self, policy: PolicyName, etag: str | None) -> Version | None:
+        """The last version that was applied and whose content is another than that of ``etag``, the live one."""
+        before: int | None = None
+        while page := (await self.versions(policy, before=before, limit=100)).versions:
+            for each in page:
+                if each.state is State.APPLIED and each.etag not in {None, etag}:
+                    return each
+            before = page[-1].version
+        return None
 
     async def live_at(self, policy: PolicyName, at: str) -> tuple[Version | None, str]:
         """The version that was live at a time (RFC 3339), and why the record was not asked (empty when it was). By Git
         alone it is the last one committed until then. `ValueError` for what is no time."""
-        missing = NO_RECORD
-        if self._store is not None:
-            try:
-                if (found := await self._store.live_at(policy, at)) is not None:
-                    return found, ""
-                missing = ""  # it does not reach back so far
-            except TransientError:
-                missing = RECORD_AWAY
-        return live_at(await self._from_git(policy), at), missing
+        missing = ""
+        try:
+            found = await self._asked(self._record().live_at(policy, at))
+            if found is not None:
+                return found, ""
+        except _NoRecordError as error:
+            missing = str(error)
+        return live_at([each for each in await self._from_git() if each.policy == policy], at), missing
 
-    async def _at_commit(self, policy: PolicyName, number: int, commit: str) -> StoredVersion | None:
+    async def all_live_at(self, at: str) -> Moment:
+        """The same for every policy that there ever was."""
+        recorded: Mapping[PolicyName, Version | None] = {}
+        missing = ""
+        try:
+            recorded = await self._asked(self._record().all_live_at(at))
+        except _NoRecordError as error:
+            missing = str(error)
+        lives = {policy: version for policy, version in recorded.items() if version is not None}
+        if missing or len(lives) < len(recorded):  # the record does not reach back so far for some
+            by_policy: dict[PolicyName, list[Version]] = {}
+            for each in await self._from_git():
+                by_policy.setdefault(each.policy, []).append(each)
+            told = {policy: live_at(versions, at) for policy, versions in by_policy.items() if policy not in lives}
+            lives |= {policy: version for policy, version in told.items() if version is not None}
+        return Moment(lives, missing)
+
+    # --- the record --------------------------------------------------------------------------------------------------
+
+    def _record(self) -> VersionStore:
+        if self._store is None:
+            raise _NoRecordError(NO_RECORD)
+        return self._store
+
+    async def _asked(self, call: Awaitable[T]) -> T:
+        try:
+            return await call
+        except RegopsError as error:
+            raise _NoRecordError(RECORD_AWAY) from error
+
+    async def _recorded(self, policy: PolicyName, before: int | None, limit: int) -> Sequence[Version]:
+        found = await self._asked(self._record().versions(policy, before=before, limit=limit))
+        numbers = [each.version for each in found]
+        if numbers and numbers == list(range(numbers[0], numbers[-1] - 1, -1)):
+            top = before is None or numbers[0] == before - 1
+            if top and (len(numbers) == limit or numbers[-1] == 1):
+                return found
+        known = {each.version: each for each in found}
+        commits = await self._asked(self._record().commits_of(policy, before=before, limit=limit))
+        gaps = {number: commit for number, commit in commits if number not in known}
+        read = await self._source.branch_commits(list(gaps.values()), policy)
+        for number, commit in gaps.items():
+            version = of_commit(read[commit], policy, number) if commit in read else None
+            if version is not None:
+                known[number] = version
+        return [known[number] for number in sorted(known, reverse=True)][:limit]
+
+    # --- Git ---------------------------------------------------------------------------------------------------------
+
+    async def _at_commit(self, policy: PolicyName, number: int, commit: str) -> Version | None:
         found = (await self._source.branch_commits([commit], policy)).get(commit)
-        versions = _numbered(policy, [found] if found else [], number)
-        return await self._filled(versions[0], None) if versions else None
+        return None if found is None else of_commit(found, policy, number)
 
     async def _filled(self, version: Version, content: Content | None) -> StoredVersion:
         if content is None and version.blobs is not None:
             content = await self._source.read(version.blobs)
         return StoredVersion(version, content)
 
-    async def _from_git(self, policy: PolicyName) -> Sequence[Version]:
+    async def _from_git(self) -> Sequence[Version]:
         """Every version in the branch's first-parent history, oldest first."""
-        head = await self._source.head() or await self._source.fetch()
-        line = await self._source.line(head)
-        commits = await self._source.branch_commits(line, policy)
-        return _numbered(policy, [commits[commit] for commit in line if commit in commits], 1)
+        found = await self._branch.versions(await self._source.head() or await self._source.fetch())
+        held = dict(self._held())
+        if not held:
+            return found
+        told = list(found)
+        for place in range(len(told) - 1, -1, -1):
+            hold = held.pop(told[place].policy, None)
+            if hold is not None:
+                told[place] = replace(told[place], state=State.HELD, reason=hold.reason, message=hold.message)
+            if not held:
+                break
+        return told
 
 
-def _numbered(policy: PolicyName, commits: Sequence[BranchCommit], first: int) -> list[Version]:
-    """The policy's versions in these commits, with states as far as Git tells them: inferred, all of them."""
-    own = [commit for commit in commits if policy in commit.changes]
-    entries = [(n, Entry(commit.info.commit, {policy: n})) for n, commit in enumerate(own, first)]
-    seen = Seen(own[-1].info.commit if own else "", None, "")
-    outcome = judge(entries, {commit.info.commit: commit for commit in own}, seen, told_from=first + len(own))
-    return [_inferred(version) for version in outcome.versions]
-
-
-def _inferred(version: Version) -> Version:
-    state = State.HELD if version.reason else State.APPLIED
-    return Version(
-        policy=version.policy,
-        version=version.version,
-        position=version.position,
-        info=version.info,
-        blobs=version.blobs,
-        state=state,
-        deleted=version.deleted,
-        reason=version.reason,
-        message=version.message,
-        inferred=True,
-    )
+def place_of(version: Version) -> Place:
+    """Where it stands among the versions of all policies."""
+    return Place(version.position, version.policy)

@@ -25,9 +25,10 @@ from reconciler.agent.mirror import Mirror
 from reconciler.audit import AuditLog, AuditSink, Journal
 from reconciler.audit_projection import AuditProjection, Projected
 from reconciler.core.errors import RegopsError, TransientError
-from reconciler.core.model import PLATFORM, BlobIds
+from reconciler.core.model import PLATFORM, BlobIds, PolicyName, policy_name
 from reconciler.core.ports import Branch, KeyValueStore, Put, Range, Source, Transaction
 from reconciler.core.records import Held
+from reconciler.core.versions import Hold
 from reconciler.edit_judge import EditJudge, LivePlatform
 from reconciler.edits import Write
 from reconciler.idempotency import Ledger
@@ -36,6 +37,7 @@ from reconciler.operations import Operations
 from reconciler.settings import Settings
 from reconciler.triggers import Kind, Mailbox
 from reconciler.validation import Judge
+from reconciler.version_history import VersionHistory
 from reconciler.writer import Writer
 from regops import compose
 from regops.recovery import recover
@@ -132,6 +134,7 @@ async def open_api(engine: Engine, group: asyncio.TaskGroup, candidacy: Candidac
             gate=Gate(settings.api.concurrent_writes, settings.api.writes_per_second, settings.api.burst),
             progress=Progress(store, space, mirror, fleet, engine.source),
             operations=Operations(store, space),
+            history=VersionHistory(engine.source, engine.record.versions if engine.record else None, held=_holds(held)),
             waits_for=candidacy.waits_for if candidacy else dict,
             serve_metrics=settings.server.metrics_port is None,
         )
@@ -165,6 +168,20 @@ def _projected(engine: Engine, audit_log: AuditLog) -> tuple[AuditProjection | N
         metrics=ProjectionMetrics(engine.registry),
     )
     return projection, Projected(audit_log, projection)
+
+
+def _holds(held: Followed[Held]) -> Callable[[], Mapping[PolicyName, Hold]]:
+    """Which policies' newest version is not live, as the history needs it."""
+
+    def known() -> Mapping[PolicyName, Hold]:
+        found: dict[PolicyName, Hold] = {}
+        for key, word in held.values.items():
+            with contextlib.suppress(ValueError):  # the raw path of an impossible name has no history
+                message = str(word.errors[0]) if word.errors else ""
+                found[policy_name(key.partition("/held/")[2])] = Hold(word.reason, message)
+        return found
+
+    return known
 
 
 def _live_platform(mirror: Mirror, held: Callable[[], bool]) -> Callable[[], Awaitable[LivePlatform]]:

@@ -6,9 +6,11 @@ import click
 
 from regops import __version__
 from regops.commands.check import check
+from regops.commands.history import at, diff, history
 from regops.commands.operate import resume, suspend
 from regops.commands.plan import plan
 from regops.commands.rego_test import rego_test
+from regops.commands.rollback import rollback
 from regops.commands.run import agent, server
 from regops.commands.status import fleet, status
 from regops.commands.sync import sync
@@ -33,5 +35,22 @@ def main() -> None:
     """GitOps for Open Policy Agent: a merged commit becomes the policy that every OPA enforces."""
 
 
-for command in (agent, check, dev, fleet, plan, resume, server, status, suspend, sync, rego_test, version):
+for command in (
+    agent,
+    at,
+    check,
+    dev,
+    diff,
+    fleet,
+    history,
+    plan,
+    resume,
+    rollback,
+    server,
+    status,
+    suspend,
+    sync,
+    rego_test,
+    version,
+):
     main.add_command(command)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from reconciler.core.ledger import Page
 from reconciler.core.model import PolicyName
@@ -26,6 +26,13 @@ class Bookmark:
 
     generation: str
     position: int
+
+
+class Place(NamedTuple):
+    """Where a version stands among those of all policies: its commit's position, then its name."""
+
+    position: int
+    policy: PolicyName
 
 
 class VersionStore(Protocol):
@@ -80,9 +87,24 @@ class VersionStore(Protocol):
         """The commit that brought this version, also when the version itself is kept no longer."""
         ...
 
+    async def commits_of(
+        self, policy: PolicyName, *, before: int | None = None, limit: int = 20
+    ) -> Sequence[tuple[int, str]]:
+        """The numbers of a policy's versions below ``before``, each with its commit, newest first: also of those that
+        are kept no longer."""
+        ...
+
+    async def recent(self, *, before: Place | None = None, limit: int = 20) -> Sequence[Version]:
+        """The versions of all policies, in the order of their places, newest first, from below ``before`` on."""
+        ...
+
     async def live_at(self, policy: PolicyName, at: str) -> Version | None:
         """The version that was made live last at or before a time (RFC 3339); where no pass told when, the time of its
         commit counts. ``None`` when the record does not reach back so far."""
+        ...
+
+    async def all_live_at(self, at: str) -> Mapping[PolicyName, Version | None]:
+        """The same for every policy in the record."""
         ...
 
 

@@ -13,7 +13,7 @@ from reconciler.core.ports import Delete, Range, Transaction
 from regops import compose
 from regops.commands.errors import one_line
 from regops.commands.table import table
-from regops.commands.target import Target, get_status, target_options
+from regops.commands.target import Target, get_status, place_of, target_options
 
 
 @click.command(
@@ -53,7 +53,7 @@ def _page(status: dict[str, Any]) -> str:
     rows = [[c["type"], c["status"], c["reason"], c["message"]] for c in status["conditions"]]
     lines += ["", table(["CONDITION", "STATUS", "REASON", "MESSAGE"], rows)]
     for held in status["held"]:
-        lines += ["", f"{held['policy']} is held ({held['reason']}):", *(f"  {_error(e)}" for e in held["errors"])]
+        lines += ["", f"{held['policy']} is held ({held['reason']}):", *(f"  {place_of(e)}" for e in held["errors"])]
     if status["blocked_deletions"]:
         commit = (status["last_attempted_revision"] or "").rpartition(":")[2]
         lines += ["", "Deletions that wait for a person:", *(f"  {name}" for name in status["blocked_deletions"])]
@@ -96,11 +96,6 @@ def _quiet(agent: dict[str, Any]) -> str:
     if not agent["alive"]:
         return "silent"
     return "stale: etcd is out of its reach" if agent["stale"] else ""
-
-
-def _error(error: dict[str, Any]) -> str:
-    place = ":".join(str(error[part]) for part in ("file", "line", "column") if error[part] is not None)
-    return f"{place}: {error['message']}"
 
 
 @click.group(

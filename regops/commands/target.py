@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlencode
 
 import click
 from click.core import ParameterSource
@@ -142,15 +143,29 @@ async def get_status(target: Target) -> dict[str, Any]:
     return document
 
 
-async def post(target: Target, path: str, body: dict[str, Any]) -> dict[str, Any]:
+async def post(
+    target: Target, path: str, body: dict[str, Any], headers: Mapping[str, str] | None = None
+) -> dict[str, Any]:
     """POST to a server's API, and its answer. Raises `StoreError`, and `StalledError` for what it refuses."""
-    return await _ask(target, "POST", path, body)
+    return await _ask(target, "POST", path, body, headers)
 
 
-async def _ask(target: Target, method: str, path: str, body: dict[str, Any] | None) -> dict[str, Any]:
+async def get(target: Target, path: str, query: Mapping[str, object] | None = None) -> dict[str, Any]:
+    """GET from a server's API; what is ``None`` in the query is left out. Raises the same."""
+    said = urlencode({name: value for name, value in (query or {}).items() if value is not None})
+    return await _ask(target, "GET", f"{path}?{said}" if said else path, None)
+
+
+async def _ask(
+    target: Target,
+    method: str,
+    path: str,
+    body: dict[str, Any] | None,
+    more: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
     import aiohttp  # noqa: PLC0415 commands that do not ask a server start quicker without it
 
-    url, headers = f"{target.url()}{path}", {"Authorization": f"Bearer {target.token()}"}
+    url, headers = f"{target.url()}{path}", {**(more or {}), "Authorization": f"Bearer {target.token()}"}
     try:
         async with (
             aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=_TIMEOUT)) as session,
@@ -183,7 +198,14 @@ async def _refused(url: str, answer: aiohttp.ClientResponse) -> RegopsError:
         return StalledError(f"{url}: {problem['detail']}", reason="Unauthorized", remedy=remedy)
     if problem["code"] == "unavailable":
         return StoreError(f"{url}: {problem['detail']}", reason="ServerUnavailable", remedy="Try again.")
-    return StalledError(str(problem["detail"]))
+    places = "".join(f"\n  {place_of(each)}" for each in problem.get("errors", ()))
+    return StalledError(f"{problem['detail']}{places}")
+
+
+def place_of(error: Mapping[str, Any]) -> str:
+    """One of a problem's errors: ``file:line:column: message``."""
+    place = ":".join(str(error[part]) for part in ("file", "line", "column") if error.get(part) is not None)
+    return f"{place}: {error['message']}"
 
 
 def _unavailable(message: str) -> StoreError:

@@ -135,4 +135,9 @@ def test_bodies_are_required_where_an_empty_one_is_refused(described: dict[str, 
         for _, _, operation in rows(described)
         if "requestBody" in operation
     }
-    assert {name for name, needed in required.items() if not needed} == {"sync", "suspend"}
+    assert {name for name, needed in required.items() if not needed} == {
+        "sync",
+        "suspend",
+        "rollback_platform",
+        "rollback_project",
+    }

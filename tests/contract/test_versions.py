@@ -11,8 +11,8 @@ from fakes.record import InMemoryVersions
 
 from reconciler.adapters.mongo import MongoDatabase, MongoVersions
 from reconciler.core.ledger import Entry, Page
-from reconciler.core.model import PLATFORM, CommitInfo, Content, project_policy
-from reconciler.core.record_ports import VersionStore
+from reconciler.core.model import PLATFORM, CommitInfo, Content, PolicyName, project_policy
+from reconciler.core.record_ports import Place, VersionStore
 from reconciler.core.versions import COMMIT_GONE, Retention, State, StoredVersion, Version
 
 ALPHA, BETA = project_policy("alpha"), project_policy("beta")
@@ -241,6 +241,37 @@ async def test_what_was_live_then(store: VersionStore) -> None:
     assert await live("2026-01-01T14:30:00Z") == 4
     assert await live("2026-01-01T17:00:00+01:00") == 1
     assert await store.live_at(BETA, NOON) is None
+
+
+async def test_the_same_time_is_told_for_every_policy(store: VersionStore) -> None:
+    other = version(1, applied_at=("2026-01-01T13:00:00.000Z",))
+    await record(store, version(1), replace(other, version=replace(other.version, policy=BETA)))
+    found = await store.all_live_at("2026-01-01T12:30:00Z")
+    assert {policy: each and each.version for policy, each in found.items()} == {ALPHA: 1, BETA: None}
+
+
+async def test_commits_are_known_also_of_versions_that_are_kept_no_longer(store: VersionStore) -> None:
+    generation = await record(store, version(3))
+    await store.claim(generation, Page(1, (Entry("a" * 40, {ALPHA: 1, BETA: 1}), Entry("b" * 40, {ALPHA: 2}))))
+    await store.claim(generation, Page(3, (Entry("c" * 40, {}), Entry("d" * 40, {ALPHA: 3}))))
+    assert list(await store.commits_of(ALPHA)) == [(3, "d" * 40), (2, "b" * 40), (1, "a" * 40)]
+    assert list(await store.commits_of(ALPHA, before=3, limit=1)) == [(2, "b" * 40)]
+    assert list(await store.commits_of(BETA)) == [(1, "a" * 40)]
+    assert list(await store.commits_of(PLATFORM)) == []
+
+
+async def test_the_last_versions_of_all_policies_come_in_the_order_of_their_commits(store: VersionStore) -> None:
+    def of(policy: PolicyName, number: int, position: int) -> StoredVersion:
+        own = version(number)
+        return replace(own, version=replace(own.version, policy=policy, position=position))
+
+    await record(store, of(ALPHA, 1, 1), of(BETA, 1, 1), of(BETA, 2, 2), of(ALPHA, 2, 3))
+    order = [(ALPHA, 2), (BETA, 2), (BETA, 1), (ALPHA, 1)]
+    assert [(each.policy, each.version) for each in await store.recent()] == order
+    assert [(each.policy, each.version) for each in await store.recent(limit=2)] == order[:2]
+    rest = await store.recent(before=Place(2, BETA), limit=5)
+    assert [(each.policy, each.version) for each in rest] == order[2:]
+    assert [each.version for each in await store.recent(before=Place(1, BETA))] == [1]
 
 
 async def test_a_cleared_record_begins_anew_and_what_comes_late_for_the_old_one_is_no_part_of_it(

@@ -206,6 +206,41 @@ def test_an_agent_that_is_gone_counts_until_it_is_forgotten(dev: Dev) -> None:
     assert document(dev, "status")["health"]["status"] == "Healthy"
 
 
+def test_a_person_sees_who_changed_what_and_goes_back(dev: Dev, clone: Path) -> None:
+    """History, difference and rollback, as somebody uses them who has just merged a mistake."""
+    text = (clone / "policies" / "projects" / "orders" / "rego.rego").read_text()
+    git("add", "policies/projects/orders", folder=clone)
+    git("commit", "-q", "-m", "Let everybody in (#7)", folder=clone)
+    git("push", "-q", folder=clone)
+    head = git("rev-parse", "HEAD", folder=clone).strip()
+    until(lambda: document(dev, "history", "orders")[0]["commit"] == head)
+    newest, former, *_ = document(dev, "history", "projects/orders")
+    assert (newest["live"], newest["pull_request"], newest["version"]) == (True, 7, former["version"] + 1)
+    line = told(dev, "history", "orders").splitlines()[1].split()
+    assert line[:2] == [f"{newest['version']}*", "applied"]
+    assert (head[:10], "#7", "everybody") == (line[-6], line[-5], line[-3])
+    assert told(dev, "history", "--limit", "1").splitlines()[1].split()[0] == "projects/orders"
+    changed = told(dev, "diff", "orders")
+    assert "+changed := true" in changed.splitlines()
+    number = str(former["version"])
+    assert told(dev, "diff", "orders", number, number).rstrip().endswith("are the same")
+    assert text in told(dev, "at", "0s", "orders")
+    assert "projects/orders" in told(dev, "at", "0s")
+    refused = CliRunner().invoke(main, ["rollback", "orders", "--state", str(dev.folder / "state")], input="n\n")
+    assert refused.exit_code == 1
+    assert "-changed := true" in refused.output.splitlines()
+    assert "Nothing was changed." in refused.output
+    assert document(dev, "history", "orders")[0]["commit"] == head
+    done = told(dev, "rollback", "orders", "--yes")
+    assert f"projects/orders is as in version {number} again, by commit " in done
+    until(lambda: document(dev, "history", "orders")[0]["live"] is True)
+    assert document(dev, "history", "orders")[0]["subject"] == f"Update projects/orders: roll back to version {number}"
+    assert "nothing to do" in told(dev, "rollback", "orders", "--to", number, "--yes")
+    assert "has no version 999" in told(dev, "rollback", "orders", "--to", "999", "--yes", code=1)
+    assert "there never was a policy projects/nobody" in told(dev, "history", "nobody", code=1)
+    assert "'yesterday' is no time" in told(dev, "at", "yesterday", code=1)
+
+
 def test_while_etcd_is_away_the_status_is_unknown_and_commands_say_what_to_do(dev: Dev) -> None:
     etcd = dev.ready()["pids"]["etcd"]
     os.kill(etcd, signal.SIGSTOP)

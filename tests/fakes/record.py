@@ -8,11 +8,12 @@ from collections import Counter, defaultdict, deque
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
+from operator import itemgetter
 
 from reconciler.core.errors import RegopsError
 from reconciler.core.ledger import Page
 from reconciler.core.model import PolicyName
-from reconciler.core.record_ports import AuditDocument, AuditQuery, Bookmark
+from reconciler.core.record_ports import AuditDocument, AuditQuery, Bookmark, Place
 from reconciler.core.versions import (
     APPLIED_TIMES,
     Retention,
@@ -146,9 +147,28 @@ class InMemoryVersions(_Faulty):
         entries = [entry for page in self._pages.values() for entry in page.entries]
         return next((entry.commit for entry in entries if entry.numbers.get(policy) == number), None)
 
+    async def commits_of(
+        self, policy: PolicyName, *, before: int | None = None, limit: int = 20
+    ) -> Sequence[tuple[int, str]]:
+        await self._called("commits_of")
+        entries = [entry for page in self._pages.values() for entry in page.entries if policy in entry.numbers]
+        found = sorted(((entry.numbers[policy], entry.commit) for entry in entries), reverse=True)
+        return [each for each in found if before is None or each[0] < before][:limit]
+
+    async def recent(self, *, before: Place | None = None, limit: int = 20) -> Sequence[Version]:
+        await self._called("recent")
+        found = sorted(
+            ((Place(s.version.position, s.version.policy), s.version) for s in self.stored.values()), key=itemgetter(0)
+        )
+        return [version for place, version in reversed(found) if before is None or place < before][:limit]
+
     async def live_at(self, policy: PolicyName, at: str) -> Version | None:
         await self._called("live_at")
         return live_at(self._of(policy), at)
+
+    async def all_live_at(self, at: str) -> Mapping[PolicyName, Version | None]:
+        await self._called("all_live_at")
+        return {policy: live_at(self._of(policy), at) for policy, _ in self.stored}
 
     def _current(self, generation: str) -> bool:
         return self._mark is not None and self._mark.generation == generation

@@ -30,7 +30,7 @@ from reconciler.adapters.mongo.documents import (
 from reconciler.core.errors import TransientError
 from reconciler.core.ledger import Page
 from reconciler.core.model import PolicyName
-from reconciler.core.record_ports import Bookmark
+from reconciler.core.record_ports import Bookmark, Place
 from reconciler.core.versions import (
     APPLIED_TIMES,
     COMMIT_GONE,
@@ -169,10 +169,46 @@ class MongoVersions:
         entries = () if found is None else to_page(found).entries
         return next((entry.commit for entry in entries if entry.numbers.get(policy) == number), None)
 
+    async def commits_of(
+        self, policy: PolicyName, *, before: int | None = None, limit: int = 20
+    ) -> Sequence[tuple[int, str]]:
+        """See `VersionStore.commits_of`."""
+        generation = (await self.bookmark()).generation
+        query = {"generation": generation, "entries": {"$elemMatch": {f"numbers.{policy}": {"$exists": True}}}}
+        found: list[tuple[int, str]] = []
+        with translated():
+            async for document in self._pages.find(query).sort("first", DESCENDING).batch_size(4):
+                entries = [entry for entry in to_page(document).entries if policy in entry.numbers]
+                own = [(entry.numbers[policy], entry.commit) for entry in reversed(entries)]
+                found += [each for each in own if before is None or each[0] < before]
+                if len(found) >= limit:
+                    break
+        return found[:limit]
+
+    async def recent(self, *, before: Place | None = None, limit: int = 20) -> Sequence[Version]:
+        """See `VersionStore.recent`."""
+        query: Document = {}
+        if before is not None:
+            same = {"position": before.position, "policy": {"$lt": before.policy}}
+            query = {"$or": [{"position": {"$lt": before.position}}, same]}
+        with translated():
+            order = [("position", DESCENDING), ("policy", DESCENDING)]
+            found = await self._versions.find(query, LIGHT).sort(order).limit(limit).to_list()
+        return [to_version(document) for document in found]
+
     async def live_at(self, policy: PolicyName, at: str) -> Version | None:
         """See `VersionStore.live_at`."""
         with translated():
             return live_at((await self._of([policy]))[policy], at)
+
+    async def all_live_at(self, at: str) -> Mapping[PolicyName, Version | None]:
+        """See `VersionStore.all_live_at`."""
+        found: dict[PolicyName, Version | None] = {}
+        with translated():
+            names = [PolicyName(name) for name in await self._versions.distinct("policy")]
+            for part in _slices(names):
+                found |= {policy: live_at(versions, at) for policy, versions in (await self._of(part)).items()}
+        return found
 
     async def _prepare(self) -> None:
         unique = {"unique": True}
@@ -180,6 +216,7 @@ class MongoVersions:
             [
                 IndexModel([("policy", ASCENDING), ("version", DESCENDING)], **unique),
                 IndexModel([("policy", ASCENDING), ("commit", ASCENDING)], **unique),
+                IndexModel([("position", DESCENDING), ("policy", DESCENDING)]),
             ]
         )
         await self._pages.create_indexes([IndexModel([("generation", ASCENDING), ("first", ASCENDING)], **unique)])
