@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from aiohttp import web
 from prometheus_client import CollectorRegistry
 
-from api import admin, differences, documents, keys, policies, status, versions, wire, writes
+from api import admin, audit_trail, differences, documents, keys, policies, status, versions, wire, writes
 from api.audited import Auditor
 from api.auth import Authorizer, Verifier
 from api.envelope import envelope
@@ -21,6 +21,7 @@ from api.statusview import Observed
 from reconciler.agent.mirror import Mirror
 from reconciler.core.keyspace import Keyspace
 from reconciler.core.ports import KeyValueStore, Source
+from reconciler.core.record_ports import AuditStore
 from reconciler.core.records import Held
 from reconciler.idempotency import Ledger
 from reconciler.metrics import ApiMetrics
@@ -56,6 +57,7 @@ class Parts:
     progress: Progress
     operations: Operations
     history: VersionHistory
+    audit_trail: AuditStore | None = None
     waits_for: Callable[[], Mapping[str, str]] = dict
     """What else keeps the replica from being ready, by outside system: see `api.status.readyz`."""
     serve_metrics: bool = True
@@ -88,6 +90,7 @@ def create_app(parts: Parts) -> web.Application:
     app[keys.PROGRESS] = parts.progress
     app[keys.OPERATIONS] = parts.operations
     app[keys.HISTORY] = parts.history
+    app[keys.AUDIT_TRAIL] = parts.audit_trail
     app.on_shutdown.append(_answer_all)
     app.add_routes(
         web.RouteDef(route.method, route.path, route.handler, {**route.kwargs, "expect_handler": wire.expect})
@@ -132,6 +135,7 @@ def routes() -> list[web.RouteDef]:
         web.get("/policies/{project}/versions/{version}", versions.get_version),
         web.get("/policies/platform/diff", differences.diff),
         web.get("/policies/{project}/diff", differences.diff),
+        web.get("/audit", audit_trail.audit),
         web.post("/admin/sync", admin.sync),
         web.post("/admin/suspend", admin.suspend),
         web.post("/admin/resume", admin.resume),

@@ -233,7 +233,17 @@ def _history() -> list[Operation]:
             {200: Reply("A page.", schemas.VersionList)},
             problems=(400, 401, 403, 503),
             parameters=("versions_limit", "after"),
-        )
+        ),
+        Operation(
+            "get",
+            "/audit",
+            "audit",
+            HISTORY,
+            "Who did what: the audit events of all replicas, newest first. For platform admins; needs MongoDB.",
+            {200: Reply("A page.", schemas.AuditPage)},
+            problems=(400, 401, 403, 503),
+            parameters=("policy", "actor", "action", "result", "request_id", "since", "until", "limit", "after"),
+        ),
     ]
     for scope, path in (("platform", "/policies/platform"), ("project", "/policies/{project}")):
         found += [_versions(scope, path), _version(scope, path), _diff(scope, path)]

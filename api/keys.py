@@ -19,6 +19,7 @@ from api.statusview import Observed
 from reconciler.agent.mirror import Mirror
 from reconciler.core.keyspace import Keyspace
 from reconciler.core.ports import KeyValueStore, Source
+from reconciler.core.record_ports import AuditStore
 from reconciler.core.records import Held, Record
 from reconciler.idempotency import Ledger
 from reconciler.metrics import ApiMetrics
@@ -49,3 +50,4 @@ GATE = web.AppKey("gate", Gate)
 PROGRESS = web.AppKey("progress", Progress)
 OPERATIONS = web.AppKey("operations", Operations)
 HISTORY = web.AppKey("history", VersionHistory)
+AUDIT_TRAIL: web.AppKey[AuditStore | None] = web.AppKey("audit_trail")

@@ -90,6 +90,18 @@ _PARAMETERS: Final[Mapping[str, tuple[str, dict[str, Any], str]]] = {
         {"type": "string", "format": "date-time"},
         "What was live at this time: the version, with its text, as `/versions/{version}` gives it.",
     ),
+    "policy": ("query", {"type": "string"}, "`platform`, `projects/<project>` or `<project>`."),
+    **{
+        name: ("query", {"type": "string", "minLength": 1, "maxLength": 200}, f"Only events with this {says}.")
+        for name, says in {
+            "actor": "actor (a token's `sub`, or a commit's author)",
+            "action": "action",
+            "result": "result",
+            "request_id": "request id",
+        }.items()
+    },
+    "since": ("query", {"type": "string", "format": "date-time"}, "Only events from this time on."),
+    "until": ("query", {"type": "string", "format": "date-time"}, "Only events before this time."),
     "from": (
         "query",
         {"type": "string", "pattern": "^([1-9][0-9]{0,8}|live|head)$"},

@@ -81,8 +81,8 @@ def seconds(request: web.Request, name: str, default: float, most: float) -> flo
     return value
 
 
-def moment(request: web.Request, name: str) -> str | None:
-    """A time of the query, as RFC 3339 UTC; one that is still to come is refused."""
+def moment(request: web.Request, name: str, *, to_come: bool = False) -> str | None:
+    """A time of the query, as RFC 3339 UTC; one that is still ``to_come`` is refused unless that makes sense."""
     text = _asked(request, name)
     if text is None:
         return None
@@ -90,7 +90,7 @@ def moment(request: web.Request, name: str) -> str | None:
     if at is None:
         message = f"?{name}= must be a time as RFC 3339 has it, such as 2026-01-31T12:00:00Z, not {text[:40]!r}"
         raise ProblemError(400, "validation_error", message)
-    if at > datetime.now(UTC) + _CLOCKS:
+    if not to_come and at > datetime.now(UTC) + _CLOCKS:
         raise ProblemError(400, "validation_error", f"?{name}={text[:40]} is still to come")
     return at.isoformat().replace("+00:00", "Z")
 

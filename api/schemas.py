@@ -247,6 +247,28 @@ class Problem(_Schema):
     """Each place that is wrong; often empty."""
 
 
+class AuditItem(_Open):
+    """One event: a line of the audit log."""
+
+    ts: str
+    actor: str
+    action: str
+    resource: str
+    """`platform`, `projects/<project>` or `reconciler`."""
+    result: str
+    request_id: str
+    id: str
+    """The same in every line about one attempt."""
+
+
+class AuditPage(_Schema):
+    """One page, newest first."""
+
+    items: list[AuditItem]
+    next: str | None
+    """Give it as `?after=` for the next page."""
+
+
 # --- administration --------------------------------------------------------------------------------------------------
 
 

@@ -135,6 +135,7 @@ async def open_api(engine: Engine, group: asyncio.TaskGroup, candidacy: Candidac
             progress=Progress(store, space, mirror, fleet, engine.source),
             operations=Operations(store, space),
             history=VersionHistory(engine.source, engine.record.versions if engine.record else None, held=_holds(held)),
+            audit_trail=engine.record.audit if engine.record else None,
             waits_for=candidacy.waits_for if candidacy else dict,
             serve_metrics=settings.server.metrics_port is None,
         )

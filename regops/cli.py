@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from regops import __version__
+from regops.commands.audit import audit
 from regops.commands.check import check
 from regops.commands.history import at, diff, history
 from regops.commands.operate import resume, suspend
@@ -38,6 +39,7 @@ def main() -> None:
 for command in (
     agent,
     at,
+    audit,
     check,
     dev,
     diff,

@@ -51,17 +51,17 @@ def run(operation: Any, mode: GenerationMode, headers: dict[str, str], seen: lis
 
 @pytest.mark.parametrize("mode", [GenerationMode.POSITIVE, GenerationMode.NEGATIVE])
 async def test_every_answer_to_generated_requests_is_documented_and_none_is_a_server_error(
-    replica: Replica, mode: GenerationMode
+    recorded: Replica, mode: GenerationMode
 ) -> None:
-    await replica.call("POST", "/admin/resume")
-    schema = schemathesis.openapi.from_dict((await replica.get("/openapi.json")).body)
-    schema.config.update(base_url=replica.url)
+    await recorded.call("POST", "/admin/resume")
+    schema = schemathesis.openapi.from_dict((await recorded.get("/openapi.json")).body)
+    schema.config.update(base_url=recorded.url)
     seen: list[int] = []
     for found in schema.get_all_operations():
         assert isinstance(found, Ok), found
         operation = found.ok()
         if (operation.method, operation.path) == ("post", "/admin/suspend"):
             continue
-        await asyncio.to_thread(run, operation, mode, {"Authorization": f"Bearer {replica.admin}"}, seen)
+        await asyncio.to_thread(run, operation, mode, {"Authorization": f"Bearer {recorded.admin}"}, seen)
     assert {200, 400}.issubset(seen) or mode is GenerationMode.POSITIVE
     assert 200 in seen
