@@ -34,5 +34,6 @@ async def recorded(world: World, mongo_uri: str, tmp_path_factory: pytest.TempPa
     async with world.replica(mongo=MongoSettings(uri=mongo_uri, database=name)) as replica:
         await replica.get("/policies", Policy_Min_Commit=world.remote.head)
         yield replica
+    client: MongoClient[dict[str, object]]
     async with MongoClient(mongo_uri) as client:
         await client.drop_database(name)
