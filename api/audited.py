@@ -11,7 +11,7 @@ from aiohttp import web
 
 from reconciler.audit import AuditEvent, AuditSink, Journal
 from reconciler.core.errors import RegopsError
-from reconciler.metrics import ApiMetrics
+from reconciler.metrics import AuditMetrics
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ def attempt_of(request: web.Request) -> Attempt | None:
 class Auditor:
     """Writes the events of this replica."""
 
-    def __init__(self, sink: AuditSink, journal: Journal, metrics: ApiMetrics) -> None:
+    def __init__(self, sink: AuditSink, journal: Journal, metrics: AuditMetrics) -> None:
         self._sink = sink
         self._journal = journal
         self._metrics = metrics
@@ -88,8 +88,8 @@ class Auditor:
         try:
             self._sink.emit(event)
         except RegopsError as error:
-            self._metrics.audit_failures.inc()
+            self._metrics.failures.inc()
             log.warning("audit event not written", extra={"request_id": request_id, "reason": error.reason})
             return False
-        self._metrics.audit_events.labels(event.action, event.result).inc()
+        self._metrics.events.labels(event.action, event.result).inc()
         return True

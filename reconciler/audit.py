@@ -36,9 +36,9 @@ def timestamp(now: datetime | None = None) -> str:
 
 @dataclass(frozen=True, slots=True)
 class AuditEvent:
-    """One attempt. ``result`` is ``created``, ``updated``, ``deleted``, ``unchanged``, ``replayed``, ``done`` or a
-    problem's code; ``recovered``: written later, from the commit. ``id`` tells attempts apart, also when a caller
-    repeats its request id."""
+    """One attempt, or one thing that the reconciler did: see `reconciler.pass_audit`. ``result`` is ``created``,
+    ``updated``, ``deleted``, ``unchanged``, ``replayed``, ``done`` or a problem's code. ``recovered``: written later,
+    from the commit. ``id`` tells attempts apart, also when a caller repeats its request id. ``detail``: for people."""
 
     actor: str
     action: str
@@ -50,6 +50,7 @@ class AuditEvent:
     etag_after: str | None = None
     commit: str | None = None
     recovered: bool = False
+    detail: str | None = None
     id: str = field(default_factory=lambda: secrets.token_hex(8))
     ts: str = field(default_factory=timestamp)
 

@@ -64,12 +64,16 @@ class AtHand(Protocol):
         ...
 
 
-class Recording(Protocol):
-    """The record of versions, as far as the loop knows it. Neither call waits or raises."""
+class Watching(Protocol):
+    """Who is told of passes. The call neither waits nor raises."""
 
     def saw(self, result: PassResult) -> None:
         """A pass has ended well."""
         ...
+
+
+class Recording(Watching, Protocol):
+    """The record of versions, as far as the loop knows it."""
 
     def notices(self) -> Sequence[Condition]:
         """What a person should know of the record."""
@@ -145,11 +149,13 @@ class Loop:
         metrics: LoopMetrics,
         branch: AtHand | None = None,
         recorder: Recording | None = None,
+        watchers: Sequence[Watching] = (),
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._reconciler = reconciler
         self._branch = branch
         self._recorder = recorder
+        self._watchers = [*([recorder] if recorder else []), *watchers]
         self._mailbox = mailbox
         self._status = status
         self._git = git
@@ -220,8 +226,8 @@ class Loop:
     # --- what came of it ---------------------------------------------------------------------------------------------
 
     def _succeeded(self, result: PassResult, trigger: Trigger, seconds: float) -> None:
-        if self._recorder is not None:
-            self._recorder.saw(result)
+        for watcher in self._watchers:
+            watcher.saw(result)
         outcome = "suspended" if result.suspended else "applied" if result.wrote else "unchanged"
         self._metrics.passes.labels(outcome).inc()
         self._metrics.pass_seconds.labels(outcome).observe(seconds)

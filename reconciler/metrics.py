@@ -137,10 +137,6 @@ class ApiMetrics:
         self.seconds = Histogram(
             "regops_api_request_seconds", "Time to answer.", ("route",), registry=registry, buckets=SECONDS
         )
-        self.audit_events = counter("regops_audit_events_total", "Audit events written.", "action", "result")
-        self.audit_failures = counter(
-            "regops_audit_failures_total", "Audit events that could not be written to the log."
-        )
         self._answers: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
 
     def answered(self, route: str, method: str, status: int, seconds: float) -> None:
@@ -192,6 +188,18 @@ class RecorderMetrics:
         )
 
 
+class AuditMetrics:
+    """What is counted of the audit log."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.events = Counter(
+            "regops_audit_events_total", "Audit events written.", ("action", "result"), registry=registry
+        )
+        self.failures = Counter(
+            "regops_audit_failures_total", "Audit events that could not be written to the log.", registry=registry
+        )
+
+
 class ProjectionMetrics:
     """What the projection of the audit log counts."""
 
@@ -200,7 +208,13 @@ class ProjectionMetrics:
         self.projected = Counter("regops_audit_projected_total", "Audit events written to MongoDB.", registry=registry)
         self.dropped = Counter(
             "regops_audit_dropped_total",
-            "Audit events that stand in the log only: the queue was full.",
+            "Audit events that the full queue did not take: those of commits are written again from Git.",
+            ("of",),
+            registry=registry,
+        )
+        self.recovered = Counter(
+            "regops_audit_recovered_total",
+            "Audit events that were written again from their commits.",
             registry=registry,
         )
         self.failures = Counter(

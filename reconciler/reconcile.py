@@ -33,7 +33,7 @@ Clock = Callable[[], datetime]
 @dataclass(frozen=True, slots=True)
 class PassResult:
     """What one pass found and did. ``stages`` are RFC 3339 times; ``wrote`` is whether etcd changed; ``before`` the
-    commit that was applied when it began."""
+    commit that was applied when it began, ``held_before`` what was held then."""
 
     commit: str
     height: int
@@ -49,6 +49,7 @@ class PassResult:
     foreign: tuple[str, ...] = ()
     handled: str | None = None
     before: str | None = None
+    held_before: Mapping[str, Held] = field(default_factory=dict)
     stages: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -133,6 +134,7 @@ class Reconciler:
             foreign=tuple(sorted(self._foreign(desired.tree, live))),
             handled=live.requested.token if live.requested else None,
             before=live.applied.commit if live.applied else None,
+            held_before=live.held,
             stages=stages,
         )
         if live.suspended is None:

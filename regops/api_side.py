@@ -22,8 +22,7 @@ from api.ratelimit import Gate
 from api.requestlog import RequestLog
 from api.status import metrics as serve_metrics
 from reconciler.agent.mirror import Mirror
-from reconciler.audit import AuditLog, AuditSink, Journal
-from reconciler.audit_projection import AuditProjection, Projected
+from reconciler.audit import Journal
 from reconciler.core.errors import RegopsError, TransientError
 from reconciler.core.model import PLATFORM, BlobIds, PolicyName, policy_name
 from reconciler.core.ports import Branch, KeyValueStore, Put, Range, Source, Transaction
@@ -32,7 +31,7 @@ from reconciler.core.versions import Hold
 from reconciler.edit_judge import EditJudge, LivePlatform
 from reconciler.edits import Write
 from reconciler.idempotency import Ledger
-from reconciler.metrics import ApiMetrics, ProjectionMetrics, WriterMetrics
+from reconciler.metrics import ApiMetrics, WriterMetrics
 from reconciler.operations import Operations
 from reconciler.settings import Settings
 from reconciler.triggers import Kind, Mailbox
@@ -40,6 +39,7 @@ from reconciler.validation import Judge
 from reconciler.version_history import VersionHistory
 from reconciler.writer import Writer
 from regops import compose
+from regops.auditing import Audit
 from regops.recovery import recover
 
 log = logging.getLogger(__name__)
@@ -61,6 +61,7 @@ class Engine:
     judge: Judge
     mailbox: Mailbox
     registry: CollectorRegistry
+    audit: Audit
     record: compose.Record | None = None
 
 
@@ -97,12 +98,7 @@ async def open_api(engine: Engine, group: asyncio.TaskGroup, candidacy: Candidac
     space = compose.keyspace(settings.etcd)
     mirror, fleet = Mirror(store, space), Fleet(store, space)
     held = Followed(store, Range(space.helds, prefix=True), decode=lambda kv: Held.decode(kv.value))
-    metrics, journal, audit_log = (
-        ApiMetrics(engine.registry),
-        Journal(settings.server.state),
-        AuditLog(settings.audit.file),
-    )
-    projection, sink = _projected(engine, audit_log)
+    metrics, journal = ApiMetrics(engine.registry), Journal(settings.server.state)
     left = await asyncio.to_thread(journal.left)
     judge = EditJudge(engine.judge, _live_platform(mirror, lambda: space.held(PLATFORM) in held.values))
     told = _Told(engine, candidacy)
@@ -128,7 +124,7 @@ async def open_api(engine: Engine, group: asyncio.TaskGroup, candidacy: Candidac
             held=held,
             verifier=access.verifier,
             authorizer=access.authorizer,
-            auditor=Auditor(sink, journal, metrics),
+            auditor=Auditor(engine.audit.sink, journal, engine.audit.metrics),
             writer=writer,
             ledger=ledger,
             gate=Gate(settings.api.concurrent_writes, settings.api.writes_per_second, settings.api.burst),
@@ -141,11 +137,9 @@ async def open_api(engine: Engine, group: asyncio.TaskGroup, candidacy: Candidac
         )
         for job in (mirror.run(), fleet.run(), held.run(), ledger.run(), writer.run(), told.run(), access.keys.run()):
             group.create_task(job)
-        if projection is not None:
-            group.create_task(projection.run())
         if candidacy is None:
             group.create_task(_mirrored(engine.source))
-        group.create_task(recover(journal, left, sink, engine.source))
+        group.create_task(recover(journal, left, engine.audit.sink, engine.source))
         async with contextlib.AsyncExitStack() as stack:
             await stack.enter_async_context(_listening(create_app(parts), settings.server.host, settings.server.port))
             if settings.server.metrics_port is not None:
@@ -153,22 +147,6 @@ async def open_api(engine: Engine, group: asyncio.TaskGroup, candidacy: Candidac
                 beside.add_routes([web.get("/metrics", serve_metrics)])
                 await stack.enter_async_context(_listening(beside, settings.server.host, settings.server.metrics_port))
             yield
-    if projection is not None:
-        await projection.aclose()
-    audit_log.close()
-
-
-def _projected(engine: Engine, audit_log: AuditLog) -> tuple[AuditProjection | None, AuditSink]:
-    """Where events go: the log, and from there to the record where there is one."""
-    if engine.record is None:
-        return None, audit_log
-    projection = AuditProjection(
-        engine.record.audit,
-        limit=engine.settings.mongo.audit_queue,
-        settings=engine.settings.loop,
-        metrics=ProjectionMetrics(engine.registry),
-    )
-    return projection, Projected(audit_log, projection)
 
 
 def _holds(held: Followed[Held]) -> Callable[[], Mapping[PolicyName, Hold]]:

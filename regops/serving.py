@@ -26,6 +26,7 @@ from reconciler.settings import Settings
 from reconciler.triggers import DriftWatch, Mailbox, watch_files
 from regops import compose
 from regops.api_side import Engine, open_api
+from regops.auditing import open_audit
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +58,9 @@ async def serve(settings: Settings, *, api: bool, reconciler: bool) -> None:
         source = await stack.enter_async_context(compose.open_source(settings))
         judge = await stack.enter_async_context(compose.open_judge(settings, source))
         record = await stack.enter_async_context(compose.open_record(settings.mongo))
-        engine = Engine(settings, store, source, judge, Mailbox(), registry, record)
+        trail = open_audit(settings, source, record.audit if record else None, registry)
+        audit = await stack.enter_async_context(trail)
+        engine = Engine(settings, store, source, judge, Mailbox(), registry, audit, record)
         if record is None:
             log.warning("no record of versions", extra={"remedy": "Set mongo.uri; until then history is Git's alone."})
         contender = Contender(engine, LoopMetrics(registry))
@@ -147,6 +150,7 @@ class Contender:
             metrics=self._metrics,
             branch=engine.source,
             recorder=self._recorder,
+            watchers=[engine.audit.passes, *([engine.audit.commits] if engine.audit.commits else [])],
         )
         restarted = self._metrics.watch_restarts.inc
         drift = DriftWatch(engine.store, self._keyspace, engine.mailbox, reconciler, restarted=restarted)
@@ -154,7 +158,8 @@ class Contender:
             try:
                 async with election.lead() as leadership, watch_files(git.remote, engine.mailbox):
                     with self._leading():
-                        recording = [self._recorder.run()] if self._recorder else []
+                        beside = [engine.audit.passes, self._recorder, engine.audit.commits]
+                        recording = [each.run() for each in beside if each is not None]
                         await _first_of(loop.run(leadership), drift.run(), leadership.lost(), *recording)
             except RegopsError as error:
                 log.warning("no lead", extra={"reason": error.reason, "error": str(error)})

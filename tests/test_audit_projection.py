@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 
 import pytest
 from fakes.record import InMemoryAudit
@@ -10,7 +11,7 @@ from fixtures.etcd import eventually
 from prometheus_client import CollectorRegistry
 
 from reconciler.audit import AuditEvent
-from reconciler.audit_projection import AuditProjection, Projected
+from reconciler.audit_projection import QUEUE, AuditProjection, Projected
 from reconciler.core.errors import TransientError
 from reconciler.core.record_ports import AuditQuery
 from reconciler.metrics import ProjectionMetrics
@@ -34,13 +35,14 @@ class _Log:
 
 
 class World:
-    def __init__(self, limit: int = 100) -> None:
+    def __init__(self, limit: int = 100, folder: Path | None = None) -> None:
         self.store, self.log, self.registry = InMemoryAudit(), _Log(), CollectorRegistry()
         self.projection = AuditProjection(
             self.store,
             limit=limit,
             settings=LoopSettings(backoff_min=0.001, backoff_max=0.002),
             metrics=ProjectionMetrics(self.registry),
+            folder=folder,
         )
         self.sink = Projected(self.log, self.projection)
 
@@ -76,7 +78,7 @@ async def test_while_the_store_is_away_events_queue_up_to_the_limit_and_the_rest
         world.emit(name)
     await eventually(lambda: world.store.calls["append"] >= 2)
     assert len(world.log.events) == 5
-    assert world.registry.get_sample_value("regops_audit_dropped_total") == 2
+    assert world.registry.get_sample_value("regops_audit_dropped_total", {"of": "others"}) == 2
     world.store.away = None
     await eventually(lambda: len(world.store.stored) == 3)
     running.cancel()
@@ -101,3 +103,68 @@ async def test_the_last_events_are_projected_at_the_end() -> None:
     world.store.away = AWAY
     world.emit("b")
     await world.projection.aclose()
+
+
+def on_disk(folder: Path) -> str:
+    """The whole queue; nothing else may lie in the folder."""
+    return "".join(file.read_text() for file in folder.iterdir())
+
+
+def tear(folder: Path, text: str) -> None:
+    (folder / QUEUE).write_text(text)
+
+
+async def test_a_queue_on_disk_outlives_the_process(tmp_path: Path) -> None:
+    """MongoDB is away for long, and the server is restarted meanwhile."""
+    first = World(folder=tmp_path)
+    first.store.away = AWAY
+    for name in "abc":
+        first.emit(name)
+    await first.projection.aclose()
+    second = World(folder=tmp_path)
+    second.emit("d")
+    await second.projection.flush()
+    assert await second.requests() == ["a", "b", "c", "d"]
+    await second.projection.aclose()
+    assert not on_disk(tmp_path)
+    assert await World(folder=tmp_path).requests() == []
+
+
+async def test_a_line_that_a_crash_has_torn_costs_that_line_only(tmp_path: Path) -> None:
+    first = World(folder=tmp_path)
+    first.emit("a")
+    first.emit("b")
+    text = on_disk(tmp_path)
+    tear(tmp_path, text[:-20])
+    second = World(folder=tmp_path)
+    await second.projection.flush()
+    assert await second.requests() == ["a"]
+
+
+async def test_the_queue_on_disk_grows_no_larger_than_what_waits(tmp_path: Path) -> None:
+    world = World(limit=10, folder=tmp_path)
+    world.store.away = AWAY
+    for number in range(3000):
+        world.emit(str(number))
+    assert len(on_disk(tmp_path).splitlines()) < 600
+    again = World(limit=10, folder=tmp_path)
+    await again.projection.flush()
+    assert await again.requests() == sorted(str(number) for number in range(2990, 3000))
+
+
+async def test_a_disk_that_cannot_be_written_costs_no_event_of_a_process_that_lives(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    world = World(folder=tmp_path / "file")
+    world.emit("a")
+    await world.projection.flush()
+    assert await world.requests() == ["a"]
+
+
+async def test_a_lost_event_of_a_commit_has_the_branch_looked_through_again() -> None:
+    world = World(limit=1)
+    await world.store.verify("c" * 40)
+    world.sink.emit(AuditEvent("ann", "put", "platform", "updated", "a", commit="a" * 40))
+    world.emit("b")
+    assert world.registry.get_sample_value("regops_audit_dropped_total", {"of": "commits"}) == 1
+    await world.projection.flush()
+    assert await world.store.verified() is None

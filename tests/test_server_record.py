@@ -90,7 +90,7 @@ async def _events(audit: MongoAudit, count: int) -> list[dict[str, object]]:
     found: list[dict[str, object]] = []
 
     async def there() -> bool:
-        events, _ = await audit.events(AuditQuery(resource="projects/alpha"))
+        events, _ = await audit.events(AuditQuery(resource="projects/alpha", action="put"))
         found[:] = [dict(event) for event in events]
         return len(found) >= count
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Container, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
 
@@ -51,6 +51,10 @@ class BranchCommit:
 
     info: CommitInfo
     changes: Mapping[PolicyName, PolicyChange]
+    trailers: Mapping[str, str] = field(default_factory=dict)
+    """Those that regops wrote; empty in anybody else's commit, whatever its message says."""
+    committer: str = ""
+    """``Name <email>``."""
 
 
 class Source(Protocol):

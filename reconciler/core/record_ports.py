@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from reconciler.core.ledger import Page
 from reconciler.core.model import PolicyName
@@ -121,12 +121,28 @@ class AuditQuery:
     until: str | None = None
 
 
+OF_RECONCILER: Final = ("apply", "prune", "hold", "heal", "rewrite")
+"""Actions that follow from a commit: events of these tell what became of it, not who made it."""
+
 AuditDocument = Mapping[str, object]
 """One event: the audit log's line as a JSON object. ``ts`` is RFC 3339 UTC with milliseconds."""
 
 
 class AuditStore(Protocol):
     """The projection of the audit log, kept for a time."""
+
+    async def known(self, commits: Collection[str]) -> set[str]:
+        """Those of these commits that events tell of as something that somebody wrote or pushed."""
+        ...
+
+    async def verified(self) -> str | None:
+        """The commit up to which every commit of the branch has its event; ``None`` when nobody has looked, or since
+        events were lost."""
+        ...
+
+    async def verify(self, commit: str | None) -> None:
+        """Remember that; ``None``: events were lost."""
+        ...
 
     async def append(self, events: Sequence[AuditDocument]) -> None:
         """Insert the events that are not there yet: equal lines are one event."""

@@ -40,12 +40,12 @@ async def test_every_attempt_is_found_by_policy_actor_result_and_time(replica: R
     await replica.put("trail", "v3", If_Match=done.etag)
     eve = token(sub="eve", project="trail")
     await replica.call("PUT", "/policies/trail", {"rego": rego("trail")}, bearer=eve)
-    assert await results(replica, "policy=trail", 4) == ["forbidden", "conflict", "updated", "created"]
+    assert await results(replica, "policy=trail&action=put", 4) == ["forbidden", "conflict", "updated", "created"]
     assert await results(replica, "policy=projects/trail&actor=eve", 1) == ["forbidden"]
-    assert await results(replica, "policy=trail&result=updated", 1) == ["updated"]
+    assert await results(replica, "policy=trail&result=updated&action=put", 1) == ["updated"]
     assert await results(replica, f"policy=trail&since={began.replace('+', '%2B')}&action=put", 4) != []
     assert await results(replica, f"policy=trail&until={began.replace('+', '%2B')}", 0) == []
-    event = (await replica.get("/audit?policy=trail&result=created")).body["items"][0]
+    event = (await replica.get("/audit?policy=trail&result=created&action=put")).body["items"][0]
     assert (event["commit"], event["etag_after"], event["actor"]) == (done.commit, done.etag, "root")
     logged = next(each for each in replica.audit() if each["id"] == event["id"])
     assert {name: logged[name] for name in event} == event

@@ -49,6 +49,23 @@ async def test_events_are_found_by_what_they_say(store: AuditStore) -> None:
     assert await found(store, request_id="r1") == ["r1"]
 
 
+async def test_commits_are_known_by_those_who_wrote_them_not_by_what_became_of_them(store: AuditStore) -> None:
+    written = [event(1, commit="a" * 40), event(2, commit="b" * 40, action="apply"), event(3, commit="c" * 40)]
+    await store.append(written)
+    assert await store.known(["a" * 40, "b" * 40, "d" * 40]) == {"a" * 40}
+    assert await store.known([]) == set()
+
+
+async def test_what_was_verified_is_forgotten_with_the_events(store: AuditStore) -> None:
+    assert await store.verified() is None
+    await store.verify("a" * 40)
+    assert await store.verified() is None, "without any event nothing can have been verified"
+    await store.append([event(1)])
+    assert await store.verified() == "a" * 40
+    await store.verify(None)
+    assert await store.verified() is None
+
+
 async def test_a_span_of_time_has_its_beginning_and_not_its_end(store: AuditStore) -> None:
     await store.append([event(second) for second in range(5)])
     assert await found(store, since="2026-01-01T10:00:01.500Z", until="2026-01-01T11:00:03.500+01:00") == ["r2", "r1"]

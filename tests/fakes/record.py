@@ -13,7 +13,7 @@ from operator import itemgetter
 from reconciler.core.errors import RegopsError
 from reconciler.core.ledger import Page
 from reconciler.core.model import PolicyName
-from reconciler.core.record_ports import AuditDocument, AuditQuery, Bookmark, Place
+from reconciler.core.record_ports import OF_RECONCILER, AuditDocument, AuditQuery, Bookmark, Place
 from reconciler.core.versions import (
     APPLIED_TIMES,
     Retention,
@@ -201,11 +201,25 @@ class InMemoryAudit(_Faulty):
     def __init__(self) -> None:
         super().__init__()
         self.stored: dict[str, AuditDocument] = {}
+        self._verified: str | None = None
 
     async def append(self, events: Sequence[AuditDocument]) -> None:
         await self._called("append")
         for event in events:
             self.stored.setdefault(json.dumps(event, sort_keys=True), dict(event))
+
+    async def known(self, commits: Collection[str]) -> set[str]:
+        await self._called("known")
+        found = {str(each.get("commit")) for each in self.stored.values() if each["action"] not in OF_RECONCILER}
+        return found & set(commits)
+
+    async def verified(self) -> str | None:
+        await self._called("verified")
+        return self._verified if self.stored else None
+
+    async def verify(self, commit: str | None) -> None:
+        await self._called("verify")
+        self._verified = commit
 
     async def events(
         self, query: AuditQuery, *, before: str | None = None, limit: int = 100

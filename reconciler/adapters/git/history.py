@@ -22,11 +22,15 @@ _KIND_BITS: Final = 0o170000
 
 def info_of(commit: pygit2.Commit) -> CommitInfo:
     """What regops needs to know about a commit, safe to print."""
-    author = commit.author
-    name, email = (clean(raw.decode("utf-8", "replace")) for raw in (author.raw_name, author.raw_email))
     subject = commit.raw_message.decode("utf-8", "replace").strip().partition("\n")[0]
     at = datetime.fromtimestamp(commit.commit_time, UTC)
-    return CommitInfo(str(commit.id), f"{name} <{email}>", f"{at:%Y-%m-%dT%H:%M:%S}Z", clean(subject).strip())
+    return CommitInfo(str(commit.id), printable(commit.author), f"{at:%Y-%m-%dT%H:%M:%S}Z", clean(subject).strip())
+
+
+def printable(who: pygit2.Signature) -> str:
+    """``Name <email>``, safe to print."""
+    name, email = (clean(raw.decode("utf-8", "replace")) for raw in (who.raw_name, who.raw_email))
+    return f"{name} <{email}>"
 
 
 def contains(repository: pygit2.Repository, commit: str, ancestor: str) -> bool:

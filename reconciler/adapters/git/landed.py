@@ -9,11 +9,12 @@ import pygit2
 from pygit2.enums import ObjectType
 
 from reconciler.adapters.git.difference import differing
-from reconciler.adapters.git.history import first_parent, info_of
+from reconciler.adapters.git.history import first_parent, info_of, printable
 from reconciler.adapters.git.objects import FOLDER, CommitNotFoundError, Entry, commit_of, entries_of
+from reconciler.adapters.git.trailers import own_trailers
 from reconciler.adapters.git.tree import Layout, read_folder
 from reconciler.core.model import DATA_FILE, PLATFORM, REGO_FILE, PolicyName, project_policy
-from reconciler.core.ports import BranchCommit, PolicyChange
+from reconciler.core.ports import BranchCommit, Identity, PolicyChange
 
 _PUBLISHED: Final = frozenset({REGO_FILE.encode(), DATA_FILE.encode()})
 _PROJECTS: Final = b"projects"
@@ -39,7 +40,7 @@ def line(repository: pygit2.Repository, commit: str, known: Container[str]) -> G
 
 
 def branch_commits(
-    repository: pygit2.Repository, layout: Layout, commits: Sequence[str], only: PolicyName | None
+    repository: pygit2.Repository, layout: Layout, commits: Sequence[str], only: PolicyName | None, regops: Identity
 ) -> Generator[None, None, dict[str, BranchCommit]]:
     """See `Source.branch_commits`."""
     found: dict[str, BranchCommit] = {}
@@ -48,7 +49,8 @@ def branch_commits(
             commit = commit_of(repository, name)
         except CommitNotFoundError:
             continue
-        found[name] = BranchCommit(info_of(commit), _changes(repository, layout, commit, only))
+        changes = _changes(repository, layout, commit, only)
+        found[name] = BranchCommit(info_of(commit), changes, own_trailers(commit, regops), printable(commit.committer))
         yield
     return found
 

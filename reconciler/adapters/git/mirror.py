@@ -63,6 +63,7 @@ class GitSource:
         self._layout = Layout(path)
         self._push_timeout = push_timeout
         self._pen = Pen(path, committer)
+        self._committer = committer
         self._trailers = Trailers(committer)
         self._head: str | None = None
         self._packs = 0
@@ -201,7 +202,7 @@ class GitSource:
     ) -> Mapping[str, BranchCommit]:
         """See `Source.branch_commits`."""
         return await self._objects.walk(
-            lambda repository: landed.branch_commits(repository, self._layout, commits, policy)
+            lambda repository: landed.branch_commits(repository, self._layout, commits, policy, self._committer)
         )
 
     async def aclose(self) -> None:

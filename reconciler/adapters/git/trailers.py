@@ -80,17 +80,22 @@ class Trailers:
             slack = _SLACK if step.commit_time >= since else slack - 1
             if slack == 0:
                 continue
-            if step.commit_time >= since and self._is_ours(step):
-                found.append(_Seen(commit, step.commit_time, _trailers(step)))
+            if step.commit_time >= since and (trailers := own_trailers(step, self.committer)):
+                found.append(_Seen(commit, step.commit_time, trailers))
             ahead.extend((str(parent), slack) for parent in reversed(step.parent_ids))
             yield
         found.reverse()
         return found, inside
 
-    def _is_ours(self, commit: pygit2.Commit) -> bool:
-        """Compared as bytes: whoever pushes may name an encoding that does not exist, or another one than is used."""
-        ours, theirs = signature_of(self.committer, 0), commit.committer
-        return (theirs.raw_name, theirs.raw_email) == (ours.raw_name, ours.raw_email)
+
+def own_trailers(commit: pygit2.Commit, committer: Identity) -> dict[str, str]:
+    """The trailers of a commit by this committer; none of anybody else's.
+
+    The committers are compared as bytes: whoever pushes may name an encoding that does not exist, or another one than
+    is used.
+    """
+    ours, theirs = signature_of(committer, 0), commit.committer
+    return _trailers(commit) if (theirs.raw_name, theirs.raw_email) == (ours.raw_name, ours.raw_email) else {}
 
 
 def _trailers(commit: pygit2.Commit) -> dict[str, str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -13,10 +13,11 @@ from pymongo import ASCENDING, DESCENDING, IndexModel
 from pymongo.errors import BulkWriteError
 
 from reconciler.adapters.mongo.client import DUPLICATE, Document, MongoDatabase, translated
-from reconciler.core.record_ports import AuditDocument, AuditQuery
+from reconciler.core.record_ports import OF_RECONCILER, AuditDocument, AuditQuery
 
 _DAY: Final = 86400
 _CURSOR: Final = re.compile(r"([0-9TZ:.+-]{20,40})~([0-9a-f]{40})")
+_VERIFIED: Final = "verified"
 _FILTERS: Final = ("resource", "actor", "action", "result", "request_id")
 
 
@@ -26,6 +27,7 @@ class MongoAudit:
     def __init__(self, database: MongoDatabase, *, days: int = 90) -> None:
         self._database = database
         self._events = database.collection("audit_events")
+        self._state = database.collection("audit_state")
         self._seconds = days * _DAY
         self._prepared = False
 
@@ -60,6 +62,28 @@ class MongoAudit:
         after = f"{shown[-1]['at'].astimezone(UTC).isoformat()}~{shown[-1]['_id']}" if len(found) > limit else None
         return [{name: value for name, value in each.items() if name not in {"_id", "at"}} for each in shown], after
 
+    async def known(self, commits: Collection[str]) -> set[str]:
+        """See `AuditStore.known`."""
+        await self._prepare()
+        query = {"commit": {"$in": list(commits)}, "action": {"$nin": list(OF_RECONCILER)}}
+        with translated():
+            return {document["commit"] async for document in self._events.find(query, {"commit": True})}
+
+    async def verified(self) -> str | None:
+        """See `AuditStore.verified`. Where all events are gone, so is what was known of them."""
+        await self._prepare()
+        with translated():
+            found = await self._state.find_one({"_id": _VERIFIED})
+            if found is None or await self._events.find_one({}, {"_id": True}) is None:
+                return None
+        commit: str | None = found["commit"]
+        return commit
+
+    async def verify(self, commit: str | None) -> None:
+        """See `AuditStore.verify`."""
+        with translated():
+            await self._state.update_one({"_id": _VERIFIED}, {"$set": {"commit": commit}}, upsert=True)
+
     async def _prepare(self) -> None:
         if self._prepared:
             return
@@ -69,6 +93,7 @@ class MongoAudit:
                 IndexModel([("at", DESCENDING), ("_id", DESCENDING)]),
                 IndexModel([("resource", ASCENDING), ("at", DESCENDING)]),
                 IndexModel([("actor", ASCENDING), ("at", DESCENDING)]),
+                IndexModel([("commit", ASCENDING)], sparse=True),
             ],
         )
         await self._database.expire(self._events, "at", self._seconds)
