@@ -16,6 +16,8 @@ from reconciler.core.versions import Hold, State, StoredVersion, Version, live_a
 NO_RECORD: Final = "no MongoDB is configured (mongo.uri): numbers, times and states are read from Git alone"
 RECORD_AWAY: Final = "MongoDB is out of reach: numbers, times and states are read from Git alone"
 
+NOT_YET: Final = "MongoDB has no record of it (yet): numbers, times and states are read from Git alone"
+
 T = TypeVar("T")
 
 
@@ -91,6 +93,8 @@ class VersionHistory:
             if stored is not None:
                 return await self._filled(stored.version, stored.content)
             commit = await self._asked(self._record().commit_of(policy, number))
+            if commit is None:
+                await self._recorded(policy, None, 1)  # else the record has nothing of it yet, and Git may
             found = None if commit is None else await self._at_commit(policy, number, commit)
         except _NoRecordError:
             own = (each for each in await self._from_git() if each.policy == policy)
@@ -156,6 +160,8 @@ class VersionHistory:
             top = before is None or numbers[0] == before - 1
             if top and (len(numbers) == limit or numbers[-1] == 1):
                 return found
+        if not found and before is None:
+            raise _NoRecordError(NOT_YET)
         known = {each.version: each for each in found}
         commits = await self._asked(self._record().commits_of(policy, before=before, limit=limit))
         gaps = {number: commit for number, commit in commits if number not in known}
@@ -164,13 +170,26 @@ class VersionHistory:
             version = of_commit(read[commit], policy, number) if commit in read else None
             if version is not None:
                 known[number] = version
+        if before is None and (newest := max(known)) in gaps:  # its commit has its place, and is being recorded
+            known[newest] = self._as_held(known[newest])
         return [known[number] for number in sorted(known, reverse=True)][:limit]
 
     # --- Git ---------------------------------------------------------------------------------------------------------
 
     async def _at_commit(self, policy: PolicyName, number: int, commit: str) -> Version | None:
         found = (await self._source.branch_commits([commit], policy)).get(commit)
-        return None if found is None else of_commit(found, policy, number)
+        version = None if found is None else of_commit(found, policy, number)
+        if version is None:
+            return None
+        newest = await self._asked(self._record().commits_of(policy, limit=1))
+        return self._as_held(version) if [each for each, _ in newest] == [number] else version
+
+    def _as_held(self, version: Version) -> Version:
+        """The newest version of a policy, of which etcd may tell that it is held."""
+        hold = self._held().get(version.policy)
+        if hold is None:
+            return version
+        return replace(version, state=State.HELD, reason=hold.reason, message=hold.message)
 
     async def _filled(self, version: Version, content: Content | None) -> StoredVersion:
         if content is None and version.blobs is not None:
@@ -185,9 +204,8 @@ class VersionHistory:
             return found
         told = list(found)
         for place in range(len(told) - 1, -1, -1):
-            hold = held.pop(told[place].policy, None)
-            if hold is not None:
-                told[place] = replace(told[place], state=State.HELD, reason=hold.reason, message=hold.message)
+            if held.pop(told[place].policy, None) is not None:
+                told[place] = self._as_held(told[place])
             if not held:
                 break
         return told

@@ -8,6 +8,7 @@ from regops import __version__
 from regops.commands.audit import audit
 from regops.commands.check import check
 from regops.commands.history import at, diff, history
+from regops.commands.mirror import mirror
 from regops.commands.operate import resume, suspend
 from regops.commands.plan import plan
 from regops.commands.rego_test import rego_test
@@ -45,6 +46,7 @@ for command in (
     diff,
     fleet,
     history,
+    mirror,
     plan,
     resume,
     rollback,

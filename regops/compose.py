@@ -6,13 +6,14 @@ import asyncio
 import contextlib
 import logging
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from reconciler.adapters.etcd import EtcdStore
 from reconciler.adapters.git import GitSource
 from reconciler.adapters.git.access import Access
+from reconciler.adapters.git.export import Exported, export
 from reconciler.adapters.git.worktree import commit_folder, commit_of
 from reconciler.adapters.mongo import MongoAudit, MongoDatabase, MongoVersions
 from reconciler.adapters.opa import OpaCompiler
@@ -63,6 +64,13 @@ def check_source(settings: Settings) -> None:
             reason="InvalidSettings",
             remedy="Set git.remote (REGOPS_GIT_REMOTE) to its URL, or try `regops dev`.",
         )
+
+
+def export_mirror(
+    mirror: Path, into: Path, *, branch: str, path: str, commit: str | None, say: Callable[[str], None]
+) -> Exported:
+    """See `reconciler.adapters.git.export`."""
+    return export(mirror, into, branch=branch, path=path, commit=commit, say=say)
 
 
 @contextlib.asynccontextmanager

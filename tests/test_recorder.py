@@ -24,7 +24,7 @@ from reconciler.core.versions import COMMIT_GONE, Hold, Retention, Seen, State
 from reconciler.metrics import RecorderMetrics
 from reconciler.recorder import Recorder
 from reconciler.settings import LoopSettings
-from reconciler.version_history import NO_RECORD, RECORD_AWAY, VersionHistory
+from reconciler.version_history import NO_RECORD, NOT_YET, RECORD_AWAY, VersionHistory
 
 ALPHA, BETA = project_policy("alpha"), project_policy("beta")
 NAMES = ("platform", "projects/alpha", "projects/beta")
@@ -204,6 +204,21 @@ async def test_only_the_last_versions_are_kept_and_git_has_the_others(branch: Br
     assert old is not None
     assert (old.content, old.version.version) == (Content(b"2"), 2)
     assert await past.version(ALPHA, 9) is None
+
+
+async def test_a_record_that_is_not_filled_yet_denies_nothing(branch: Branch) -> None:
+    """MongoDB was lost and is being filled again: nobody is told meanwhile that a policy never was."""
+    branch.put("projects/alpha", "1")
+    branch.put("projects/alpha", "2")
+    await branch.passes()
+    past = VersionHistory(_headed(branch), InMemoryVersions())
+    found = await past.versions(ALPHA)
+    assert ([each.version for each in found.versions], found.missing) == ([2, 1], NOT_YET)
+    stored = await past.version(ALPHA, 1)
+    assert stored is not None
+    assert stored.content == Content(b"1")
+    assert await past.version(ALPHA, 3) is None
+    assert list((await past.versions(BETA)).versions) == []
 
 
 async def test_an_emptied_database_is_filled_again_from_git(branch: Branch) -> None:

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
@@ -65,7 +65,7 @@ class Agent:
         self._metrics.stale.set_function(lambda: int(self.stale))
         self._disk = Disk(config.state_dir)
         self._builder = BundleBuilder(config.scope)
-        self._mirror = Mirror(store, self._keyspace, config.scope, observer=_Observer(self._metrics))
+        self._mirror = Mirror(store, self._keyspace, config.scope, observer=_Observer(self._metrics, self._lost))
         changed = Pulse()
         identity = Identity(
             config.datacentre, config.id, str(config.scope), config.opa_url or None, config.min_opa_version or None
@@ -80,6 +80,10 @@ class Agent:
         )
         self._publisher = Publisher(store, self._keyspace, self._witness.receipt, changed, self._metrics)
         self._server = BundleServer(self._witness, registry, hold=config.hold_seconds, stale=lambda: self.stale)
+
+    def _lost(self) -> None:
+        """What comes back may be an older etcd, restored, that has an older receipt of ours."""
+        self._publisher.repeat()
 
     @property
     def mirror(self) -> Mirror:
@@ -174,10 +178,11 @@ class Agent:
 
 
 class _Observer:
-    """The mirror's doings as metrics."""
+    """The mirror's doings as metrics. ``on_lost`` is called when etcd was lost sight of."""
 
-    def __init__(self, metrics: AgentMetrics) -> None:
+    def __init__(self, metrics: AgentMetrics, on_lost: Callable[[], None]) -> None:
         self._metrics = metrics
+        self._on_lost = on_lost
 
     def advanced(self, how: str, seconds: float, policies_read: int) -> None:
         del policies_read
@@ -190,3 +195,4 @@ class _Observer:
     def lost(self, error: RegopsError) -> None:
         del error
         self._metrics.store_errors.labels("mirror").inc()
+        self._on_lost()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Callable, Mapping
@@ -14,7 +15,7 @@ import click
 from click.core import ParameterSource
 
 from reconciler.core.errors import RegopsError, StalledError, StoreError
-from reconciler.settings import Settings, load
+from reconciler.settings import GitSettings, Settings, load
 
 if TYPE_CHECKING:
     import aiohttp
@@ -82,6 +83,18 @@ class Target:
         )
         etcd = settings.etcd.model_copy(update={"endpoints": tuple(ready["etcd"])})
         return settings.model_copy(update={"git": git, "etcd": etcd})
+
+    def mirror(self) -> tuple[Path, GitSettings]:
+        """The mirror of the server on this machine, running or not, and what its repository is like."""
+        if self.config:
+            settings = load(self.config)
+            return settings.server.state / settings.git.mirror, settings.git
+        settings = load(None)
+        with contextlib.suppress(StalledError):
+            ready = self._ready()
+            told: dict[str, Any] = {name: ready[name] for name in ("branch", "path") if name in ready}
+            settings = settings.model_copy(update={"git": settings.git.model_copy(update=told)})
+        return self.state / "server" / settings.git.mirror, settings.git
 
     def _ready(self) -> dict[str, Any]:
         file = self.state / "ready.json"

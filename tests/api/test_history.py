@@ -198,7 +198,7 @@ async def test_a_rollback_is_a_new_commit_that_names_the_version_it_restores(rep
     assert (told["version"], told["subject"]) == (3, "Update projects/back: roll back to version 1")
     message = remote_of(replica).message(done.commit)
     assert f"Restores: 1 {commits[0]}" in message
-    event = [each for each in replica.audit() if each["commit"] == done.commit][-1]
+    event = next(e for e in replica.audit() if e["commit"] == done.commit and e["action"] == "rollback")
     assert (event["action"], event["resource"], event["result"]) == ("rollback", "projects/back", "updated")
     assert (event["etag_before"], event["etag_after"]) == (live.etag, done.etag)
 
@@ -231,7 +231,7 @@ async def test_a_rollback_keeps_to_the_preconditions_of_a_put(replica: Replica) 
         assert (refused.status, refused.code) == (400, "validation_error"), body
     same = await replica.call("POST", path, {"version": 2}, If_Match=etag)
     assert (same.status, same.etag) == (200, etag)
-    assert replica.audit()[-1]["result"] == "unchanged"
+    assert next(e for e in reversed(replica.audit()) if e["action"] == "rollback")["result"] == "unchanged"
 
 
 async def test_a_deleted_policy_is_rolled_back_to_what_it_was(replica: Replica) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
@@ -26,6 +27,8 @@ from reconciler.core.ports import BranchCommit, Edit, Identity, PastVersion, Pus
 
 log = logging.getLogger(__name__)
 
+PUSHED_REF: Final = "refs/regops/pushed"
+"""The last commit that the remote has accepted from here."""
 _FETCHES: Final = 5
 """How often a fetch is made again because a push overtook it."""
 _PACKS: Final = 32
@@ -127,7 +130,15 @@ class GitSource:
             self._pushes += 1
             if self._head == base:  # else a later fetch has already seen more than this answer tells
                 self._head = tip
+            await self._remember(tip)
         return push
+
+    async def _remember(self, tip: str) -> None:
+        """For `export`, should the remote be lost before the next fetch. A failure costs that only."""
+        with contextlib.suppress(RegopsError, pygit2.GitError, OSError):
+            await self._objects.run(
+                lambda repository: repository.references.create(PUSHED_REF, pygit2.Oid(hex=tip), force=True)
+            )
 
     async def trailers(self, head: str, name: str, *, since: float) -> Mapping[str, str]:
         """See `Branch.trailers`."""
