@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from itertools import islice
@@ -19,7 +19,7 @@ from typing import Final, NoReturn
 
 from reconciler.audit import timestamp
 from reconciler.core.conditions import RECORD_DELAYED, Condition
-from reconciler.core.errors import RegopsError, TransientError
+from reconciler.core.errors import COMMIT_NOT_FOUND, RegopsError, TransientError
 from reconciler.core.ledger import PAGE_COMMITS, Entry, Ledger
 from reconciler.core.model import PolicyName
 from reconciler.core.plan import Cause
@@ -34,6 +34,8 @@ log = logging.getLogger(__name__)
 
 PASSES_LIMIT: Final = 10_000
 """Passes that wait in memory while MongoDB is away; of older ones the states are inferred."""
+WEIGHT_LIMIT: Final = 200_000
+"""Policies, changed or held, that all of them may name: some 100 MB."""
 CHECK_SECONDS: Final = 60.0
 """How often a recorder with nothing to do looks whether the record is still there."""
 DELAYED_AFTER: Final = 30.0
@@ -49,6 +51,7 @@ _COMMITS_KEPT: Final = 20_000
 class _Waiting:
     seen: Seen
     since: datetime
+    weight: int
 
 
 class Recorder:
@@ -73,6 +76,7 @@ class Recorder:
         self._settings = settings
         self._clock = clock
         self._waiting: deque[_Waiting] = deque()
+        self._weight = 0
         self._filled = asyncio.Event()
         self._last: Seen | None = None
         self._failure: RegopsError | None = None
@@ -92,13 +96,20 @@ class Recorder:
 
     def note(self, seen: Seen) -> None:
         """Record this when its turn comes."""
+        weight = 1 + len(seen.changed) + len(seen.held)
+        if self._last is not None and seen.held == self._last.held:  # the same policies, held for hours
+            seen, weight = replace(seen, held=self._last.held), weight - len(seen.held)
         self._last = seen
-        if len(self._waiting) >= PASSES_LIMIT:
-            self._waiting.popleft()
+        self._waiting.append(_Waiting(seen, self._clock(), weight))
+        self._weight += weight
+        while len(self._waiting) > 1 and (len(self._waiting) > PASSES_LIMIT or self._weight > WEIGHT_LIMIT):
+            self._forget()
             self._metrics.lost.inc()
-        self._waiting.append(_Waiting(seen, self._clock()))
         self._metrics.pending.set(len(self._waiting))
         self._filled.set()
+
+    def _forget(self) -> None:
+        self._weight -= self._waiting.popleft().weight
 
     def notices(self) -> Sequence[Condition]:
         """`RecordDelayed` while passes wait for too long."""
@@ -148,11 +159,11 @@ class Recorder:
             waiting = self._waiting[0]
             try:
                 await self._record(waiting.seen)
-            except RegopsError:
+            except BaseException:
                 self._position = 0  # what another process did meanwhile is read before anything is written again
                 raise
             if self._waiting and self._waiting[0] is waiting:
-                self._waiting.popleft()
+                self._forget()
             self._failure = None
             self._metrics.seconds.observe(max(0.0, (self._clock() - waiting.since).total_seconds()))
             self._metrics.pending.set(len(self._waiting))
@@ -185,58 +196,92 @@ class Recorder:
 
     async def _record(self, seen: Seen) -> None:
         mark = await self._synchronized()
-        await self._claim(mark.generation, seen.commit)
+        if not await self._claim(mark.generation, seen.commit):
+            return
         ledger = self._ledger
         last = ledger.positions[seen.commit]
-        entries = ledger.between(mark.position, last)
-        previous = ledger.positions.get(seen.previous or "", ledger.end)
-        outcome = judge(entries, await self._known(entries), seen, told_from=previous + 1)
+        # What the pass tells is told, also where another recorder has moved the bookmark past it.
+        told_from = ledger.positions.get(seen.previous or "", ledger.end) + 1
+        first = min(mark.position, told_from)
+        line = await self._line(seen.commit, first)
+        entries = [
+            (position, entry)
+            for position, entry in ledger.between(first, last)
+            if position >= mark.position or entry.commit in line
+        ]
+        outcome = judge(entries, await self._known(entries), seen, told_from=told_from, line=line)
         await self._write(mark.generation, survivors(outcome.versions, self._keep))
         if outcome.settled:
-            await self._store.settle(outcome.settled, at=seen.at)
+            await self._store.settle(outcome.settled, at=seen.at, until=last)
         touched = {version.policy for version in outcome.versions} | outcome.settled.keys()
         if touched:
             self._metrics.pruned.inc(await self._store.prune(self._keep, touched))
-        await self._store.advance(mark.generation, last + 1)
+        if not await self._store.advance(mark.generation, last + 1):
+            raise TransientError("the record was emptied meanwhile", reason="RecordUnavailable")
         self._position = max(mark.position, last + 1)
-        self._metrics.commits.inc(len(entries))
+        self._metrics.commits.inc(max(0, last + 1 - mark.position))
+
+    async def _line(self, head: str, first: int) -> Collection[str]:
+        """The commits from position ``first`` on that lie on the first-parent history of ``head``; none when the mirror
+        does not have it any more: another recorder has given it its place, and this one can tell nothing of it."""
+        try:
+            return frozenset(await self._source.line(head, self._ledger.before(first)))
+        except TransientError as error:
+            if error.reason != COMMIT_NOT_FOUND:
+                raise
+            return frozenset()
 
     async def _synchronized(self) -> Bookmark:
         """The bookmark, with the ledger as far as anybody has written it."""
         mark = await self._store.bookmark()
         if mark.generation != self._generation or mark.position < self._position or not self._position:
-            # A new record, a restored one, or the first look: nothing that was remembered counts. A recorder that died
-            # may have written versions and not deleted the ones too old.
+            # A new record, a restored one, or the first look: nothing that was remembered counts.
             self._ledger = Ledger()
+        if not await self._follow(mark):
+            self._ledger = Ledger()  # what was remembered may be of a time before somebody restored the database
+            if not await self._follow(mark):
+                # Every number after a page that is missing is doubtful.
+                await self._store.clear(mark.generation)
+                message = "pages of the record are missing; it is begun anew from Git"
+                raise TransientError(message, reason="RecordDamaged")
+        if mark.generation != self._generation:
+            # A recorder that died may have written versions and not deleted the ones too old.
             self._metrics.pruned.inc(await self._store.prune(self._keep))
         self._generation, self._position = mark.generation, mark.position
-        while pages := await self._store.pages(mark.generation, self._ledger.end):
-            for page in pages:
-                await self._append(page.first == self._ledger.end)
-                self._ledger.add(page)
         return mark
 
-    async def _append(self, fits: bool) -> None:
-        """Pages that are missing make every number after them doubtful: begin anew."""
-        if fits:
-            return
-        await self._store.clear()
-        raise TransientError("pages of the record are missing; it is begun anew from Git", reason="RecordDamaged")
+    async def _follow(self, mark: Bookmark) -> bool:
+        """Read the pages that the ledger lacks; false when some are missing."""
+        while pages := await self._store.pages(mark.generation, self._ledger.end):
+            for page in pages:
+                if page.first != self._ledger.end:
+                    return False
+                self._ledger.add(page)
+        return mark.position <= self._ledger.end
 
-    async def _claim(self, generation: str, head: str) -> None:
-        """Give every commit of the line to ``head`` its place in the ledger, or find the one that it has."""
+    async def _claim(self, generation: str, head: str) -> bool:
+        """Give every commit of the line to ``head`` its place in the ledger, or find the one that it has. False when
+        nobody can: the branch has gone another way since, and a new clone of it does not have this commit."""
         while head not in self._ledger.positions:
-            line = await self._source.line(head, self._ledger.positions)
+            try:
+                line = await self._source.line(head, self._ledger.positions)
+            except TransientError as error:
+                if error.reason != COMMIT_NOT_FOUND or len(self._waiting) == 1:
+                    raise
+                log.warning("pass not recorded: its commit is gone", extra={"commit": head})
+                self._metrics.lost.inc()
+                return False
             steps = iter(line)
             while part := list(islice(steps, PAGE_COMMITS)):
                 if not await self._claim_part(generation, part):
                     break
+        return True
 
     async def _claim_part(self, generation: str, part: Sequence[str]) -> bool:
         """Claim the places of these commits; false once another recorder was first: the line must be read again."""
         commits = await self._read(part)
         if missing := [commit for commit in part if commit not in commits]:
-            raise TransientError(f"the mirror has no commit {missing[0]} any more", reason="CommitNotFound")
+            raise TransientError(f"the mirror has no commit {missing[0]} any more", reason=COMMIT_NOT_FOUND)
         left = [commits[commit] for commit in part]
         while left:
             page = self._ledger.page(left)

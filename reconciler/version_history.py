@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from reconciler.core.errors import TransientError
+from reconciler.core.errors import RegopsError, TransientError
 from reconciler.core.ledger import Entry
 from reconciler.core.model import Content, PolicyName
 from reconciler.core.ports import BranchCommit, Source
 from reconciler.core.record_ports import VersionStore
 from reconciler.core.versions import Seen, State, StoredVersion, Version, judge, live_at
 
+log = logging.getLogger(__name__)
+
 NO_RECORD = "no MongoDB is configured: numbers, times and states are read from Git alone"
 RECORD_AWAY = "MongoDB is out of reach: numbers, times and states are read from Git alone"
+RECORD_REFUSED = "MongoDB refuses to answer (the log says why): numbers, times and states are read from Git alone"
+NOT_RECORDED = "it is not recorded yet: numbers, times and states are read from Git alone"
 
 
 class Repository(Source, Protocol):
@@ -45,11 +50,15 @@ class VersionHistory:
         missing = NO_RECORD
         if self._store is not None:
             try:
-                return Past(await self._store.versions(policy, before=before, limit=limit))
-            except TransientError:
-                missing = RECORD_AWAY
+                past = Past(await self._store.versions(policy, before=before, limit=limit))
+                if past.versions or before is not None:
+                    return past
+                missing = NOT_RECORDED
+            except RegopsError as error:
+                missing = _without(error)
         found = await self._from_git(policy)
-        return Past([each for each in reversed(found) if before is None or each.version < before][:limit], missing)
+        versions = [each for each in reversed(found) if before is None or each.version < before][:limit]
+        return Past(versions, "" if missing == NOT_RECORDED and not versions else missing)
 
     async def version(self, policy: PolicyName, number: int) -> StoredVersion | None:
         """One version with its exact bytes, wherever they are; ``None`` when there never was one of this number, or if
@@ -57,13 +66,15 @@ class VersionHistory:
         if self._store is not None:
             try:
                 stored = await self._store.version(policy, number)
+                commit = None if stored else await self._store.commit_of(policy, number)
+            except RegopsError as error:
+                log.info("version is looked for in Git", extra={"policy": policy, "error": str(error)})
+            else:
                 if stored is not None:
                     return await self._filled(stored.version, stored.content)
-                commit = await self._store.commit_of(policy, number)
-            except TransientError:
-                pass
-            else:
-                return None if commit is None else await self._at_commit(policy, number, commit)
+                if commit is not None:
+                    return await self._at_commit(policy, number, commit)
+        # Not recorded yet, or never: as long as it is not, Git's own count is the number that it will get.
         found = next((each for each in await self._from_git(policy) if each.version == number), None)
         return None if found is None else await self._filled(found, None)
 
@@ -76,8 +87,8 @@ class VersionHistory:
                 if (found := await self._store.live_at(policy, at)) is not None:
                     return found, ""
                 missing = ""  # it does not reach back so far
-            except TransientError:
-                missing = RECORD_AWAY
+            except RegopsError as error:
+                missing = _without(error)
         return live_at(await self._from_git(policy), at), missing
 
     async def _at_commit(self, policy: PolicyName, number: int, commit: str) -> StoredVersion | None:
@@ -98,12 +109,18 @@ class VersionHistory:
         return _numbered(policy, [commits[commit] for commit in line if commit in commits], 1)
 
 
+def _without(error: RegopsError) -> str:
+    log.info("history is read from Git", extra={"reason": error.reason, "error": str(error)})
+    return RECORD_AWAY if isinstance(error, TransientError) else RECORD_REFUSED
+
+
 def _numbered(policy: PolicyName, commits: Sequence[BranchCommit], first: int) -> list[Version]:
     """The policy's versions in these commits, with states as far as Git tells them: inferred, all of them."""
     own = [commit for commit in commits if policy in commit.changes]
     entries = [(n, Entry(commit.info.commit, {policy: n})) for n, commit in enumerate(own, first)]
     seen = Seen(own[-1].info.commit if own else "", None, "")
-    outcome = judge(entries, {commit.info.commit: commit for commit in own}, seen, told_from=first + len(own))
+    known = {commit.info.commit: commit for commit in own}
+    outcome = judge(entries, known, seen, told_from=first + len(own), line=known)
     return [_inferred(version) for version in outcome.versions]
 
 

@@ -8,7 +8,7 @@ inferred: a version that a later commit replaced had been merged to be enforced,
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from enum import StrEnum
@@ -20,7 +20,7 @@ from reconciler.core.ports import BranchCommit, PolicyChange
 
 
 class State(StrEnum):
-    """What became of a version. A later word only replaces an earlier one of lower rank."""
+    """What became of a version. Of several words that passes told, the one of highest rank counts."""
 
     SUPERSEDED = "superseded"
     HELD = "held"
@@ -124,19 +124,30 @@ class Outcome:
 
 
 def judge(
-    entries: Iterable[tuple[int, Entry]], commits: Mapping[str, BranchCommit], seen: Seen, *, told_from: int
+    entries: Iterable[tuple[int, Entry]],
+    commits: Mapping[str, BranchCommit],
+    seen: Seen,
+    *,
+    told_from: int,
+    line: Container[str],
 ) -> Outcome:
-    """The versions of these entries (position and entry, in order, the pass's own last) and their states.
+    """The versions of these entries (position and entry, in order) and their states.
 
-    ``told_from`` is the first position of which the pass tells everything: the one after its ``previous``.
+    ``told_from`` is the first position of which the pass tells everything: the one after its ``previous``. ``line`` has
+    those of the entries' commits that lie on the pass's own first-parent history. Of the others it tells nothing:
+    another recorder has seen the branch otherwise.
     """
     drafts = [draft for position, entry in entries for draft in _drafts(position, entry, commits.get(entry.commit))]
-    newest = {draft.policy: draft.version for draft in drafts if draft.reason != COMMIT_GONE}
-    live = _live(drafts, newest, seen)
-    versions = [
-        _fate(draft, newest=newest.get(draft.policy), live=live.get(draft.policy), seen=seen, told_from=told_from)
-        for draft in drafts
-    ]
+    own = [draft for draft in drafts if draft.reason != COMMIT_GONE and draft.info.commit in line]
+    newest = {draft.policy: draft.version for draft in own}
+    live = _live(own, newest, seen)
+    fates = {
+        (draft.policy, draft.version): _fate(
+            draft, newest=newest[draft.policy], live=live.get(draft.policy), seen=seen, told_from=told_from
+        )
+        for draft in own
+    }
+    versions = [fates.get((draft.policy, draft.version)) or _untold(draft) for draft in drafts]
     settled = {policy: etag for policy, etag in seen.changed.items() if policy not in live}
     return Outcome(versions, settled)
 
@@ -167,7 +178,7 @@ def _drafts(position: int, entry: Entry, commit: BranchCommit | None) -> list[Ve
     ]
 
 
-def _live(drafts: Sequence[Version], newest: Mapping[PolicyName, int], seen: Seen) -> dict[PolicyName, int]:
+def _live(drafts: Sequence[Version], newest: Mapping[PolicyName, int], seen: Seen) -> Mapping[PolicyName, int]:
     """The number of the version among the drafts that the pass left live, where it is one of them."""
     live: dict[PolicyName, int] = {}
     for draft in drafts:
@@ -182,17 +193,21 @@ def _live(drafts: Sequence[Version], newest: Mapping[PolicyName, int], seen: See
     return live
 
 
-def _fate(draft: Version, *, newest: int | None, live: int | None, seen: Seen, told_from: int) -> Version:
-    if draft.reason == COMMIT_GONE:
-        return draft
+def _fate(draft: Version, *, newest: int, live: int | None, seen: Seen, told_from: int) -> Version:
     if draft.version == live:
         return replace(draft, state=State.APPLIED, applied_at=(seen.at,))
     if draft.version == newest and (hold := seen.held.get(draft.policy)) is not None:
         return replace(draft, state=State.HELD, reason=hold.reason, message=hold.message)
+    if not draft.reason and (draft.position >= told_from or draft.version == newest):
+        return draft
+    return _untold(draft)
+
+
+def _untold(draft: Version) -> Version:
+    if draft.reason == COMMIT_GONE:
+        return draft
     if draft.reason:
         return replace(draft, state=State.HELD)
-    if draft.position >= told_from or draft.version == newest:
-        return draft
     return replace(draft, state=State.APPLIED, inferred=True)
 
 
@@ -219,19 +234,19 @@ def survivors(versions: Sequence[Version], keep: Retention) -> list[Version]:
 
 def better(old: Version, new: Version) -> bool:
     """Whether the state of ``new`` replaces that of ``old``, the same version as another pass has seen it: what a pass
-    told and ranks higher, or is told where it was inferred."""
+    told and ranks higher, or is told where it was inferred. So the order in which recorders write does not matter."""
     if old.reason == COMMIT_GONE:
         return new.reason != COMMIT_GONE
     if new.inferred or new.reason == COMMIT_GONE:
         return False
-    return new.state.rank > old.state.rank or (old.inferred and new.state is old.state)
+    return old.inferred or new.state.rank > old.state.rank
 
 
-def to_settle(versions: Iterable[Version], etag: str | None) -> Version | None:
-    """Of one policy's versions the one that became live, when it has this ETag (``None``: is a deletion) and was not
-    the last one to become live anyway."""
+def to_settle(versions: Iterable[Version], etag: str | None, until: int) -> Version | None:
+    """Of one policy's versions the one that became live with a commit at position ``until``, when it has this ETag
+    (``None``: is a deletion) and was not the last one to become live anyway."""
     known = list(versions)
-    fitting = [v for v in known if (v.etag == etag if etag is not None else v.deleted)]
+    fitting = [v for v in known if v.position <= until and (v.etag == etag if etag is not None else v.deleted)]
     found = max(fitting, key=lambda version: version.version, default=None)
     return None if found is None or found is _latest(known) else found
 

@@ -9,7 +9,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 
-from reconciler.core.errors import RegopsError
+from reconciler.core.errors import RegopsError, TransientError
 from reconciler.core.ledger import Page
 from reconciler.core.model import PolicyName
 from reconciler.core.record_ports import AuditDocument, AuditQuery, Bookmark
@@ -86,7 +86,7 @@ class InMemoryVersions(_Faulty):
     async def add(self, generation: str, versions: Sequence[StoredVersion]) -> int:
         await self._called("add")
         if not self._current(generation):
-            return 0
+            raise TransientError("the record was begun anew meanwhile", reason="RecordUnavailable")
         added = 0
         for new in versions:
             key = (new.version.policy, new.version.version)
@@ -102,21 +102,23 @@ class InMemoryVersions(_Faulty):
                 self._improve(same[0], new)
         return added
 
-    async def settle(self, live: Mapping[PolicyName, str | None], *, at: str) -> None:
+    async def settle(self, live: Mapping[PolicyName, str | None], *, at: str, until: int) -> None:
         await self._called("settle")
         for policy, etag in live.items():
-            found = to_settle(self._of(policy), etag)
+            found = to_settle(self._of(policy), etag, until)
             if found is None or at in found.applied_at:
                 continue
-            times = (*found.applied_at, at)[-APPLIED_TIMES:]
+            times = tuple(sorted([*found.applied_at, at])[-APPLIED_TIMES:])
             now = replace(found, state=State.APPLIED, reason="", message="", inferred=False, applied_at=times)
             key = (policy, found.version)
             self.stored[key] = replace(self.stored[key], version=now)
 
-    async def advance(self, generation: str, position: int) -> None:
+    async def advance(self, generation: str, position: int) -> bool:
         await self._called("advance")
-        if self._mark is not None and self._current(generation):
-            self._mark = Bookmark(generation, max(position, self._mark.position))
+        if self._mark is None or not self._current(generation):
+            return False
+        self._mark = Bookmark(generation, max(position, self._mark.position))
+        return True
 
     async def prune(self, keep: Retention, policies: Collection[PolicyName] | None = None) -> int:
         await self._called("prune")
@@ -128,9 +130,10 @@ class InMemoryVersions(_Faulty):
             del self.stored[key]
         return len(gone)
 
-    async def clear(self) -> None:
+    async def clear(self, generation: str) -> None:
         await self._called("clear")
-        self.lose()
+        if self._current(generation):
+            self.lose()
 
     async def versions(self, policy: PolicyName, *, before: int | None = None, limit: int = 20) -> Sequence[Version]:
         await self._called("versions")
