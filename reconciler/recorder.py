@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from itertools import islice
@@ -44,6 +44,8 @@ _BATCH: Final = 256
 _BATCH_BYTES: Final = 4 * 1024 * 1024
 _CONTENT_LIMIT: Final = 8 * 1024 * 1024
 """Bytes of a version above which its text is not even read: only a held one can be so large."""
+_LOOK_BACK: Final = 100
+"""Versions of a policy among which one is looked for that came back."""
 _COMMITS_KEPT: Final = 20_000
 
 
@@ -196,23 +198,36 @@ class Recorder:
 
     async def _record(self, seen: Seen) -> None:
         mark = await self._synchronized()
+        if seen.previous is not None:  # it was applied, by whoever did not live to record it
+            await self._claim(mark.generation, seen.previous)
         if not await self._claim(mark.generation, seen.commit):
+            if len(self._waiting) == 1:
+                raise TransientError(f"the mirror has no commit {seen.commit}", reason=COMMIT_NOT_FOUND)
+            log.warning("pass not recorded: its commit is gone", extra={"commit": seen.commit})
+            self._metrics.lost.inc()
             return
         ledger = self._ledger
-        last = ledger.positions[seen.commit]
+        until = ledger.positions[seen.commit]
+        last = max(until, ledger.positions.get(seen.previous or "", 0))
         # What the pass tells is told, also where another recorder has moved the bookmark past it.
-        told_from = ledger.positions.get(seen.previous or "", ledger.end) + 1
-        first = min(mark.position, told_from)
-        line = await self._line(seen.commit, first)
+        told = await self._told(seen)
+        line = told.union(await self._line(seen.commit, ledger.before(mark.position)))
+        first = min([mark.position, *(ledger.positions[commit] for commit in told)])
         entries = [
             (position, entry)
             for position, entry in ledger.between(first, last)
             if position >= mark.position or entry.commit in line
         ]
-        outcome = judge(entries, await self._known(entries), seen, told_from=told_from, line=line)
-        await self._write(mark.generation, survivors(outcome.versions, self._keep))
+        outcome = judge(entries, await self._known(entries), seen, line=line, told=told)
+        new = [version for version in outcome.versions if version.position >= mark.position]
+        async for batch in self._batches(survivors(new, self._keep)):
+            self._metrics.versions.inc(await self._store.add(mark.generation, batch))
+        async for batch in self._batches([version for version in outcome.versions if version.position < mark.position]):
+            await self._store.tell(mark.generation, batch)
         if outcome.settled:
-            await self._store.settle(outcome.settled, at=seen.at, until=last)
+            absent = await self._store.settle(outcome.settled, at=seen.at, until=until)
+            async for batch in self._batches(await self._brought_back(absent, seen, until)):
+                await self._store.add(mark.generation, batch)
         touched = {version.policy for version in outcome.versions} | outcome.settled.keys()
         if touched:
             self._metrics.pruned.inc(await self._store.prune(self._keep, touched))
@@ -221,15 +236,24 @@ class Recorder:
         self._position = max(mark.position, last + 1)
         self._metrics.commits.inc(max(0, last + 1 - mark.position))
 
-    async def _line(self, head: str, first: int) -> Collection[str]:
-        """The commits from position ``first`` on that lie on the first-parent history of ``head``; none when the mirror
-        does not have it any more: another recorder has given it its place, and this one can tell nothing of it."""
+    async def _told(self, seen: Seen) -> frozenset[str]:
+        """The commits between what was applied before and what the pass applied."""
+        if seen.previous is None or seen.previous not in self._ledger.positions:
+            return frozenset()
+        line = await self._line(seen.commit, {seen.previous})
+        if line and await self._source.parent(line[0]) != seen.previous:  # rewritten: both lines begin alike
+            return frozenset(line).difference(await self._line(seen.previous))
+        return frozenset(line)
+
+    async def _line(self, head: str, known: Container[str] = ()) -> Sequence[str]:
+        """The first-parent history of ``head``, as far as what is known; none when the mirror has it no longer: another
+        recorder has given it its place, and this one can tell nothing of it."""
         try:
-            return frozenset(await self._source.line(head, self._ledger.before(first)))
+            return await self._source.line(head, known)
         except TransientError as error:
             if error.reason != COMMIT_NOT_FOUND:
                 raise
-            return frozenset()
+            return ()
 
     async def _synchronized(self) -> Bookmark:
         """The bookmark, with the ledger as far as anybody has written it."""
@@ -251,13 +275,20 @@ class Recorder:
         return mark
 
     async def _follow(self, mark: Bookmark) -> bool:
-        """Read the pages that the ledger lacks; false when some are missing."""
-        while pages := await self._store.pages(mark.generation, self._ledger.end):
+        """Read the pages that the ledger lacks. False when some are missing, or its last one is not the record's."""
+        ledger, last = self._ledger, self._ledger.last
+        pages = await self._store.pages(mark.generation, last.first if last else 1)
+        if last is not None:
+            if not pages or pages[0] != last:
+                return False
+            pages = pages[1:]
+        while pages:
             for page in pages:
-                if page.first != self._ledger.end:
+                if page.first != ledger.end:
                     return False
-                self._ledger.add(page)
-        return mark.position <= self._ledger.end
+                ledger.add(page)
+            pages = await self._store.pages(mark.generation, ledger.end)
+        return mark.position <= ledger.end
 
     async def _claim(self, generation: str, head: str) -> bool:
         """Give every commit of the line to ``head`` its place in the ledger, or find the one that it has. False when
@@ -266,10 +297,8 @@ class Recorder:
             try:
                 line = await self._source.line(head, self._ledger.positions)
             except TransientError as error:
-                if error.reason != COMMIT_NOT_FOUND or len(self._waiting) == 1:
+                if error.reason != COMMIT_NOT_FOUND:
                     raise
-                log.warning("pass not recorded: its commit is gone", extra={"commit": head})
-                self._metrics.lost.inc()
                 return False
             steps = iter(line)
             while part := list(islice(steps, PAGE_COMMITS)):
@@ -312,8 +341,22 @@ class Recorder:
         self._commits.clear()
         return found
 
-    async def _write(self, generation: str, versions: Sequence[Version]) -> None:
-        """Insert versions with their texts, oldest first, so many at once as memory and a deadline bear."""
+    async def _brought_back(self, policies: Collection[PolicyName], seen: Seen, until: int) -> Sequence[Version]:
+        """Versions that a pass made live again after they were kept no longer: as Git and the ledger have them."""
+        found: list[Version] = []
+        for policy in policies:
+            entries = [(n, entry) for n, entry in self._ledger.between(1, until) if policy in entry.numbers]
+            for position, entry in islice(reversed(entries), _LOOK_BACK):
+                commits = await self._source.branch_commits([entry.commit], policy)
+                told = replace(seen, changed={policy: seen.changed[policy]})
+                (version,) = judge([(position, entry)], commits, told, line=commits, told=commits).versions
+                if version.applied_at:
+                    found.append(version)
+                    break
+        return found
+
+    async def _batches(self, versions: Sequence[Version]) -> AsyncIterator[Sequence[StoredVersion]]:
+        """Versions with their texts, oldest first, so many at once as memory and a deadline bear."""
         batch: list[StoredVersion] = []
         size = 0
         for version in versions:
@@ -321,10 +364,10 @@ class Recorder:
             batch.append(stored)
             size += stored.content.size if stored.content else 0
             if len(batch) >= _BATCH or size >= _BATCH_BYTES:
-                self._metrics.versions.inc(await self._store.add(generation, batch))
+                yield batch
                 batch, size = [], 0
         if batch:
-            self._metrics.versions.inc(await self._store.add(generation, batch))
+            yield batch
 
     async def _with_content(self, version: Version) -> StoredVersion:
         if version.blobs is None or sum(await self._source.sizes(version.blobs)) > _CONTENT_LIMIT:

@@ -50,6 +50,7 @@ class Ledger:
     entries: list[Entry] = field(default_factory=list)
     positions: dict[str, int] = field(default_factory=dict)
     numbers: dict[PolicyName, int] = field(default_factory=dict)
+    last: Page | None = None
 
     @property
     def end(self) -> int:
@@ -64,6 +65,7 @@ class Ledger:
             self.positions[entry.commit] = position
             self.numbers.update(entry.numbers)
         self.entries.extend(page.entries)
+        self.last = page
 
     def page(self, commits: Iterable[BranchCommit]) -> Page:
         """The page that comes next: as many of these commits, oldest first, as it holds. None is in here yet."""

@@ -46,15 +46,19 @@ class VersionStore(Protocol):
         ...
 
     async def add(self, generation: str, versions: Sequence[StoredVersion]) -> int:
-        """Insert the versions that are not there; how many were. Of one that is there only the state changes, to a
-        word that a pass told, of higher rank or where it was inferred; and one whose commit was gone is filled in.
-        `TransientError` where this record has ended, and another begun, that has them."""
+        """Insert the versions that are not there; how many were. The others are told. `TransientError` where this
+        record has ended, and another begun, that has them."""
         ...
 
-    async def settle(self, live: Mapping[PolicyName, str | None], *, at: str, until: int) -> None:
+    async def tell(self, generation: str, versions: Sequence[StoredVersion]) -> None:
+        """Of these versions, where they are there, only the state changes, to a word that a pass told, of higher rank
+        or where it was inferred; and one whose commit was gone is filled in."""
+        ...
+
+    async def settle(self, live: Mapping[PolicyName, str | None], *, at: str, until: int) -> Collection[PolicyName]:
         """A pass made older versions live at time ``at``, with a commit at position ``until``: of each policy the
-        newest one up to there with this ETag (``None``: its deletion) is applied, then. Nothing happens where the
-        record does not have it any more, or has it as the last one made live."""
+        newest one up to there with this ETag (``None``: its deletion) is applied, then, unless it is known as the last
+        one made live. Returns the policies of which there is no such version (any more)."""
         ...
 
     async def advance(self, generation: str, position: int) -> bool:

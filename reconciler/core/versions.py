@@ -128,14 +128,14 @@ def judge(
     commits: Mapping[str, BranchCommit],
     seen: Seen,
     *,
-    told_from: int,
     line: Container[str],
+    told: Container[str],
 ) -> Outcome:
     """The versions of these entries (position and entry, in order) and their states.
 
-    ``told_from`` is the first position of which the pass tells everything: the one after its ``previous``. ``line`` has
-    those of the entries' commits that lie on the pass's own first-parent history. Of the others it tells nothing:
-    another recorder has seen the branch otherwise.
+    ``line`` has those of the entries' commits that lie on the pass's own first-parent history; of the others it tells
+    nothing: another recorder has seen the branch otherwise. ``told`` has those of which the pass tells everything: they
+    came after its ``previous``.
     """
     drafts = [draft for position, entry in entries for draft in _drafts(position, entry, commits.get(entry.commit))]
     own = [draft for draft in drafts if draft.reason != COMMIT_GONE and draft.info.commit in line]
@@ -143,7 +143,7 @@ def judge(
     live = _live(own, newest, seen)
     fates = {
         (draft.policy, draft.version): _fate(
-            draft, newest=newest[draft.policy], live=live.get(draft.policy), seen=seen, told_from=told_from
+            draft, newest=newest[draft.policy], live=live.get(draft.policy), seen=seen, told=draft.info.commit in told
         )
         for draft in own
     }
@@ -193,12 +193,12 @@ def _live(drafts: Sequence[Version], newest: Mapping[PolicyName, int], seen: See
     return live
 
 
-def _fate(draft: Version, *, newest: int, live: int | None, seen: Seen, told_from: int) -> Version:
+def _fate(draft: Version, *, newest: int, live: int | None, seen: Seen, told: bool) -> Version:
     if draft.version == live:
         return replace(draft, state=State.APPLIED, applied_at=(seen.at,))
     if draft.version == newest and (hold := seen.held.get(draft.policy)) is not None:
         return replace(draft, state=State.HELD, reason=hold.reason, message=hold.message)
-    if not draft.reason and (draft.position >= told_from or draft.version == newest):
+    if not draft.reason and (told or draft.version == newest):
         return draft
     return _untold(draft)
 
@@ -211,24 +211,27 @@ def _untold(draft: Version) -> Version:
     return replace(draft, state=State.APPLIED, inferred=True)
 
 
-def surplus(versions: Iterable[tuple[int, State]], keep: Retention) -> list[int]:
-    """The numbers of one policy's versions that are kept no longer."""
+def surplus(versions: Iterable[Version], keep: Retention) -> list[Version]:
+    """Those of one policy's versions that are kept no longer. The one that a pass made live last stays, also when it
+    is an old one that a rewritten branch has brought back."""
+    known = list(versions)
+    live = _latest(each for each in known if each.applied_at)
     left = {True: keep.applied, False: keep.others}
-    gone: list[int] = []
-    for number, state in sorted(versions, reverse=True):
-        applied = state is State.APPLIED
+    gone: list[Version] = []
+    for each in sorted(known, key=lambda version: (version is live, version.version), reverse=True):
+        applied = each.state is State.APPLIED
         left[applied] -= 1
         if left[applied] < 0:
-            gone.append(number)
+            gone.append(each)
     return gone
 
 
 def survivors(versions: Sequence[Version], keep: Retention) -> list[Version]:
     """Those that newer ones among them do not push out at once."""
-    states: dict[PolicyName, list[tuple[int, State]]] = {}
+    known: dict[PolicyName, list[Version]] = {}
     for version in versions:
-        states.setdefault(version.policy, []).append((version.version, version.state))
-    gone = {(policy, number) for policy, each in states.items() for number in surplus(each, keep)}
+        known.setdefault(version.policy, []).append(version)
+    gone = {(each.policy, each.version) for some in known.values() for each in surplus(some, keep)}
     return [version for version in versions if (version.policy, version.version) not in gone]
 
 
@@ -242,13 +245,16 @@ def better(old: Version, new: Version) -> bool:
     return old.inferred or new.state.rank > old.state.rank
 
 
-def to_settle(versions: Iterable[Version], etag: str | None, until: int) -> Version | None:
-    """Of one policy's versions the one that became live with a commit at position ``until``, when it has this ETag
-    (``None``: is a deletion) and was not the last one to become live anyway."""
-    known = list(versions)
-    fitting = [v for v in known if v.position <= until and (v.etag == etag if etag is not None else v.deleted)]
-    found = max(fitting, key=lambda version: version.version, default=None)
-    return None if found is None or found is _latest(known) else found
+def made_live(versions: Iterable[Version], etag: str | None, until: int) -> Version | None:
+    """Of one policy's versions the one that became live with a commit at position ``until``: the newest one that has
+    this ETag (``None``: is a deletion)."""
+    fitting = [v for v in versions if v.position <= until and (v.etag == etag if etag is not None else v.deleted)]
+    return max(fitting, key=lambda version: version.version, default=None)
+
+
+def known_as_live(version: Version, versions: Iterable[Version]) -> bool:
+    """Whether it is told already that this one of a policy's versions became live last."""
+    return version is _latest(versions) and not version.inferred
 
 
 def live_at(versions: Iterable[Version], at: str) -> Version | None:

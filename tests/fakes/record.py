@@ -20,9 +20,10 @@ from reconciler.core.versions import (
     StoredVersion,
     Version,
     better,
+    known_as_live,
     live_at,
+    made_live,
     surplus,
-    to_settle,
 )
 
 _FILTERS = ("resource", "actor", "action", "result", "request_id")
@@ -102,16 +103,29 @@ class InMemoryVersions(_Faulty):
                 self._improve(same[0], new)
         return added
 
-    async def settle(self, live: Mapping[PolicyName, str | None], *, at: str, until: int) -> None:
+    async def tell(self, generation: str, versions: Sequence[StoredVersion]) -> None:
+        await self._called("tell")
+        for new in versions if self._current(generation) else ():
+            key = (new.version.policy, new.version.version)
+            if key in self.stored:
+                self._improve(key, new)
+
+    async def settle(self, live: Mapping[PolicyName, str | None], *, at: str, until: int) -> Collection[PolicyName]:
         await self._called("settle")
+        absent: list[PolicyName] = []
         for policy, etag in live.items():
-            found = to_settle(self._of(policy), etag, until)
-            if found is None or at in found.applied_at:
+            known = self._of(policy)
+            found = made_live(known, etag, until)
+            if found is None:
+                absent.append(policy)
+                continue
+            if known_as_live(found, known) or at in found.applied_at:
                 continue
             times = tuple(sorted([*found.applied_at, at])[-APPLIED_TIMES:])
             now = replace(found, state=State.APPLIED, reason="", message="", inferred=False, applied_at=times)
             key = (policy, found.version)
             self.stored[key] = replace(self.stored[key], version=now)
+        return absent
 
     async def advance(self, generation: str, position: int) -> bool:
         await self._called("advance")
@@ -123,9 +137,7 @@ class InMemoryVersions(_Faulty):
     async def prune(self, keep: Retention, policies: Collection[PolicyName] | None = None) -> int:
         await self._called("prune")
         names = {policy for policy, _ in self.stored} if policies is None else set(policies)
-        gone = [
-            (name, number) for name in names for number in surplus([(v.version, v.state) for v in self._of(name)], keep)
-        ]
+        gone = [(name, each.version) for name in names for each in surplus(self._of(name), keep)]
         for key in gone:
             del self.stored[key]
         return len(gone)

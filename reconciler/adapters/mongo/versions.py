@@ -38,9 +38,10 @@ from reconciler.core.versions import (
     State,
     StoredVersion,
     Version,
+    known_as_live,
     live_at,
+    made_live,
     surplus,
-    to_settle,
 )
 
 _BOOKMARK: Final = "bookmark"
@@ -52,7 +53,6 @@ _VERSION_INDEXES: Final = (
     IndexModel([("policy", ASCENDING), ("commit", ASCENDING)], **_UNIQUE),
 )
 _PAGE_INDEXES: Final = (IndexModel([("generation", ASCENDING), ("first", ASCENDING)], **_UNIQUE),)
-_STATES: Final = {"policy": True, "version": True, "state": True}
 
 
 class MongoVersions:
@@ -112,20 +112,35 @@ class MongoVersions:
             added = len(documents) - len(there)
             if await self._strangers(generation, {versions[index].version.policy for index in there}):
                 return added + await self.add(generation, [versions[index] for index in there])
-            updates = [update for index in there for update in _improvements(documents[index], versions[index].version)]
-            if updates:
-                await self._versions.bulk_write(updates, ordered=True)
+            await self._tell([(documents[index], versions[index].version) for index in there])
         return added
 
-    async def settle(self, live: Mapping[PolicyName, str | None], *, at: str, until: int) -> None:
+    async def tell(self, generation: str, versions: Sequence[StoredVersion]) -> None:
+        """See `VersionStore.tell`."""
+        documents = await asyncio.to_thread(lambda: [to_document(generation, each) for each in versions])
+        with translated():
+            await self._tell([(document, each.version) for document, each in zip(documents, versions, strict=True)])
+
+    async def _tell(self, versions: Sequence[tuple[Document, Version]]) -> None:
+        if updates := [update for document, version in versions for update in _improvements(document, version)]:
+            await self._versions.bulk_write(updates, ordered=True)
+
+    async def settle(self, live: Mapping[PolicyName, str | None], *, at: str, until: int) -> Some[PolicyName]:
         """See `VersionStore.settle`."""
+        absent: list[PolicyName] = []
         for names in _slices(live):
             with translated():
                 known = await self._of(names)
-                found = [to_settle(known[name], live[name], until) for name in names]
-                updates = [_settled(version, at) for version in found if version is not None]
+                found = {name: made_live(known[name], live[name], until) for name in names}
+                absent += [name for name, version in found.items() if version is None]
+                updates = [
+                    _settled(version, at)
+                    for name, version in found.items()
+                    if version is not None and not known_as_live(version, known[name])
+                ]
                 if updates:
                     await self._versions.bulk_write(updates, ordered=False)
+        return absent
 
     async def advance(self, generation: str, position: int) -> bool:
         """See `VersionStore.advance`."""
@@ -233,12 +248,9 @@ class MongoVersions:
         return found
 
     async def _prune(self, keep: Retention, policies: Sequence[PolicyName]) -> int:
-        states: dict[PolicyName, list[tuple[int, State]]] = defaultdict(list)
         with translated():
-            async for document in self._versions.find({"policy": {"$in": list(policies)}}, _STATES):
-                states[document["policy"]].append((document["version"], State(document["state"])))
-            gone = {policy: surplus(each, keep) for policy, each in states.items()}
-            deletions = [each for policy, found in gone.items() for each in _deletions(policy, found, states[policy])]
+            known = await self._of(policies)
+            deletions = [each for some in known.values() for each in _deletions(surplus(some, keep))]
             if not deletions:
                 return 0
             return (await self._versions.bulk_write(deletions, ordered=False)).deleted_count
@@ -246,7 +258,7 @@ class MongoVersions:
 
 def _improvements(document: Document, version: Version) -> Iterator[UpdateOne | ReplaceOne[Document]]:
     """What `better` says, as updates that compare: another recorder may write at the same time."""
-    same = {"policy": document["policy"], "commit": document["commit"]}
+    same = {"policy": document["policy"], "commit": document["commit"], "generation": document["generation"]}
     if version.reason == COMMIT_GONE:
         return
     yield ReplaceOne({**same, "version": document["version"], "reason": COMMIT_GONE}, document)
@@ -265,12 +277,12 @@ def _settled(version: Version, at: str) -> UpdateOne:
     )
 
 
-def _deletions(policy: PolicyName, numbers: Sequence[int], states: Sequence[tuple[int, State]]) -> Iterator[DeleteMany]:
-    """Delete these versions unless one of them went live meanwhile."""
-    applied = {number for number, state in states if state is State.APPLIED}
-    for state, some in ((str(State.APPLIED), applied), ({"$ne": str(State.APPLIED)}, set(numbers) - applied)):
-        if found := [number for number in numbers if number in some]:
-            yield DeleteMany({"policy": policy, "version": {"$in": found}, "state": state})
+def _deletions(versions: Sequence[Version]) -> Iterator[DeleteMany]:
+    """Delete these versions of a policy, but none that became live meanwhile."""
+    for state in State:
+        numbers = [each.version for each in versions if each.state is state]
+        if numbers:
+            yield DeleteMany({"policy": versions[0].policy, "version": {"$in": numbers}, "state": str(state)})
 
 
 def _slices(policies: Some[PolicyName]) -> Iterator[Sequence[PolicyName]]:
