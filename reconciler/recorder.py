@@ -218,18 +218,18 @@ class Recorder:
             for position, entry in ledger.between(first, last)
             if position >= mark.position or entry.commit in line
         ]
-        outcome = judge(entries, await self._known(entries), seen, line=line, told=told)
-        new = [version for version in outcome.versions if version.position >= mark.position]
+        versions = judge(entries, await self._known(entries), seen, line=line, told=told)
+        new = [version for version in versions if version.position >= mark.position]
         async for batch in self._batches(survivors(new, self._keep)):
             self._metrics.versions.inc(await self._store.add(mark.generation, batch))
-        async for batch in self._batches([version for version in outcome.versions if version.position < mark.position]):
+        async for batch in self._batches([version for version in versions if version.position < mark.position]):
             await self._store.tell(mark.generation, batch)
-        if outcome.settled:
-            absent = await self._store.settle(outcome.settled, at=seen.at, until=until)
+        made_live = {version.policy for version in new if version.applied_at}
+        if settled := {policy: etag for policy, etag in seen.changed.items() if policy not in made_live}:
+            absent = await self._store.settle(settled, at=seen.at, until=until)
             async for batch in self._batches(await self._brought_back(absent, seen, until)):
                 await self._store.add(mark.generation, batch)
-        touched = {version.policy for version in outcome.versions} | outcome.settled.keys()
-        if touched:
+        if touched := {version.policy for version in versions} | settled.keys():
             self._metrics.pruned.inc(await self._store.prune(self._keep, touched))
         if not await self._store.advance(mark.generation, last + 1):
             raise TransientError("the record was emptied meanwhile", reason="RecordUnavailable")
@@ -242,7 +242,9 @@ class Recorder:
             return frozenset()
         line = await self._line(seen.commit, {seen.previous})
         if line and await self._source.parent(line[0]) != seen.previous:  # rewritten: both lines begin alike
-            return frozenset(line).difference(await self._line(seen.previous))
+            former, place = await self._line(seen.previous), self._ledger.positions[seen.previous]
+            left = former or [commit for commit in line if self._ledger.positions[commit] <= place]
+            return frozenset(line).difference(left)
         return frozenset(line)
 
     async def _line(self, head: str, known: Container[str] = ()) -> Sequence[str]:
@@ -349,7 +351,7 @@ class Recorder:
             for position, entry in islice(reversed(entries), _LOOK_BACK):
                 commits = await self._source.branch_commits([entry.commit], policy)
                 told = replace(seen, changed={policy: seen.changed[policy]})
-                (version,) = judge([(position, entry)], commits, told, line=commits, told=commits).versions
+                (version,) = judge([(position, entry)], commits, told, line=commits, told=commits)
                 if version.applied_at:
                     found.append(version)
                     break

@@ -120,8 +120,8 @@ def _numbered(policy: PolicyName, commits: Sequence[BranchCommit], first: int) -
     entries = [(n, Entry(commit.info.commit, {policy: n})) for n, commit in enumerate(own, first)]
     seen = Seen(own[-1].info.commit if own else "", None, "")
     known = {commit.info.commit: commit for commit in own}
-    outcome = judge(entries, known, seen, line=known, told=())
-    return [_inferred(version) for version in outcome.versions]
+    versions = judge(entries, known, seen, line=known, told=())
+    return [_inferred(version) for version in versions]
 
 
 def _inferred(version: Version) -> Version:

@@ -19,7 +19,7 @@ from reconciler.core.ledger import Page
 from reconciler.core.model import Content, PolicyName
 from reconciler.core.ports import Source
 from reconciler.core.record_ports import VersionStore
-from reconciler.core.versions import COMMIT_GONE, Hold, Retention, Seen, State, StoredVersion
+from reconciler.core.versions import APPLIED_TIMES, COMMIT_GONE, Hold, Retention, Seen, State, StoredVersion
 from reconciler.metrics import RecorderMetrics
 from reconciler.recorder import Recorder
 from reconciler.settings import LoopSettings
@@ -323,6 +323,8 @@ class World:
                 if newest in stored:
                     assert stored[newest].state is State.APPLIED
                     assert not stored[newest].inferred
+                    if whole and len(self.told) == len(self.passes) and len(stored[newest].applied_at) < APPLIED_TIMES:
+                        assert seen.at in stored[newest].applied_at
                 elif whole:
                     applied = [each.version for each in stored.values() if each.state is State.APPLIED]
                     assert len(applied) >= self.keep.applied

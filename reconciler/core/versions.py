@@ -114,15 +114,6 @@ class Seen:
     held: Mapping[PolicyName, Hold] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What recording a pass comes to: new versions, and policies of which an older version became live (with its ETag;
-    ``None``: their deletion)."""
-
-    versions: Sequence[Version]
-    settled: Mapping[PolicyName, str | None]
-
-
 def judge(
     entries: Iterable[tuple[int, Entry]],
     commits: Mapping[str, BranchCommit],
@@ -130,7 +121,7 @@ def judge(
     *,
     line: Container[str],
     told: Container[str],
-) -> Outcome:
+) -> list[Version]:
     """The versions of these entries (position and entry, in order) and their states.
 
     ``line`` has those of the entries' commits that lie on the pass's own first-parent history; of the others it tells
@@ -147,9 +138,7 @@ def judge(
         )
         for draft in own
     }
-    versions = [fates.get((draft.policy, draft.version)) or _untold(draft) for draft in drafts]
-    settled = {policy: etag for policy, etag in seen.changed.items() if policy not in live}
-    return Outcome(versions, settled)
+    return [fates.get((draft.policy, draft.version)) or _untold(draft) for draft in drafts]
 
 
 def _drafts(position: int, entry: Entry, commit: BranchCommit | None) -> list[Version]:
