@@ -210,15 +210,21 @@ class Recorder:
         until = ledger.positions[seen.commit]
         last = max(until, ledger.positions.get(seen.previous or "", 0))
         # What the pass tells is told, also where another recorder has moved the bookmark past it.
-        told = await self._told(seen)
+        told, left = await self._told(seen)
         line = told.union(await self._line(seen.commit, ledger.before(mark.position)))
-        first = min([mark.position, *(ledger.positions[commit] for commit in told)])
+        first = min([mark.position, *(ledger.positions[commit] for commit in told | left)])
         entries = [
             (position, entry)
-            for position, entry in ledger.between(first, last)
-            if position >= mark.position or entry.commit in line
+            for position, entry in ledger.between(first, ledger.end)
+            if position >= mark.position or entry.commit in line or entry.commit in left
         ]
-        versions = judge(entries, await self._known(entries), seen, line=line, told=told)
+        known = await self._known(entries)
+        for position, entry in ledger.between(last + 1, ledger.end):  # of a recorder that gave them places and died
+            if entry.commit not in known:
+                break
+            last = position
+        entries = [each for each in entries if each[0] <= last]
+        versions = judge(entries, known, seen, line=line, told=told)
         new = [version for version in versions if version.position >= mark.position]
         async for batch in self._batches(survivors(new, self._keep)):
             self._metrics.versions.inc(await self._store.add(mark.generation, batch))
@@ -236,16 +242,18 @@ class Recorder:
         self._position = max(mark.position, last + 1)
         self._metrics.commits.inc(max(0, last + 1 - mark.position))
 
-    async def _told(self, seen: Seen) -> frozenset[str]:
-        """The commits between what was applied before and what the pass applied."""
+    async def _told(self, seen: Seen) -> tuple[frozenset[str], frozenset[str]]:
+        """The commits between what was applied before and what the pass applied; and those that a rewritten branch has
+        left behind, which another recorder may not have."""
         if seen.previous is None or seen.previous not in self._ledger.positions:
-            return frozenset()
-        line = await self._line(seen.commit, {seen.previous})
-        if line and await self._source.parent(line[0]) != seen.previous:  # rewritten: both lines begin alike
-            former, place = await self._line(seen.previous), self._ledger.positions[seen.previous]
-            left = former or [commit for commit in line if self._ledger.positions[commit] <= place]
-            return frozenset(line).difference(left)
-        return frozenset(line)
+            return frozenset(), frozenset()
+        line = frozenset(ordered := await self._line(seen.commit, {seen.previous}))
+        if not ordered or await self._source.parent(ordered[0]) == seen.previous:
+            return line, frozenset()
+        former, place = frozenset(await self._line(seen.previous)), self._ledger.positions[seen.previous]
+        if not former:
+            return frozenset(commit for commit in line if self._ledger.positions[commit] > place), former
+        return line - former, former - line
 
     async def _line(self, head: str, known: Container[str] = ()) -> Sequence[str]:
         """The first-parent history of ``head``, as far as what is known; none when the mirror has it no longer: another
