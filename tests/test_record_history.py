@@ -27,7 +27,7 @@ from reconciler.core.versions import Retention
 NAMES: Final = ("platform", "projects/alpha", "projects/beta")
 AWAY: Final = TransientError("away", reason="RecordUnavailable")
 ALL: Final = Retention(1000, 1000)
-METHODS: Final = ("bookmark", "pages", "claim", "add", "tell", "settle", "prune", "advance")
+METHODS: Final = ("bookmark", "pages", "claim", "add", "tell", "settle", "prune", "advance", "empty")
 STEPS: Final = 60
 """More steps than most recordings here take."""
 

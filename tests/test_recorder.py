@@ -180,7 +180,7 @@ async def test_a_commit_that_another_numbered_and_nobody_has_any_more_leaves_no_
     dying = recorder(branch.source, store)
     dying.note(await branch.passes())
     mark = await store.bookmark()
-    await dying._claim(mark.generation, branch.applied or "")
+    await dying._writer._shared.claim(mark.generation, branch.applied or "")
     branch.put("projects/alpha", "3", on=first)
     branch.source._fetched.clear()
     own = recorder(branch.source, store)

@@ -61,6 +61,10 @@ class VersionStore(Protocol):
         one made live. Returns the policies of which there is no such version (any more)."""
         ...
 
+    async def empty(self, generation: str) -> bool:
+        """Whether no version of this record is there at all."""
+        ...
+
     async def advance(self, generation: str, position: int) -> bool:
         """Move the bookmark forward to ``position``; never back. False when this record has ended meanwhile: what was
         written of it is gone."""

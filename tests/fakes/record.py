@@ -127,6 +127,10 @@ class InMemoryVersions(_Faulty):
             self.stored[key] = replace(self.stored[key], version=now)
         return absent
 
+    async def empty(self, generation: str) -> bool:
+        await self._called("empty")
+        return not self.stored or not self._current(generation)
+
     async def advance(self, generation: str, position: int) -> bool:
         await self._called("advance")
         if self._mark is None or not self._current(generation):

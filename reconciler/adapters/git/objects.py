@@ -155,6 +155,11 @@ def entries_of(repository: pygit2.Repository, tree: pygit2.Oid) -> list[Entry]:
     kind, raw = repository.odb.read(tree)
     if kind != ObjectType.TREE:
         raise KeyError(f"{tree} is no tree")
+    return entries_in(raw)
+
+
+def entries_in(raw: bytes) -> list[Entry]:
+    """The entries in a raw tree."""
     return _ENTRY.findall(raw)
 
 

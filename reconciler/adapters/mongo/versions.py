@@ -142,6 +142,11 @@ class MongoVersions:
                     await self._versions.bulk_write(updates, ordered=False)
         return absent
 
+    async def empty(self, generation: str) -> bool:
+        """See `VersionStore.empty`."""
+        with translated():
+            return await self._versions.find_one({"generation": generation}, {"_id": True}) is None
+
     async def advance(self, generation: str, position: int) -> bool:
         """See `VersionStore.advance`."""
         with translated():
