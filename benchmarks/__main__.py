@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Awaitable, Callable
 
-from benchmarks import api_report, memory, passes, propagation, served
+from benchmarks import api_report, memory, passes, propagation, recording, served
 from benchmarks.report import Table
 
 Section = Callable[[bool], Awaitable[Table]]
@@ -33,6 +33,14 @@ SECTIONS: dict[str, tuple[str, Section]] = {
     "api-reads": ("GET and 304 beside a bare handler", lambda quick: api_report.reads(quick=quick)),
     "api-writes": ("PUTs beside a script's git commands", lambda quick: api_report.writes(quick=quick)),
     "api-active": ("PUT until every OPA enforces it", lambda quick: api_report.active(quick=quick)),
+    "recording": (
+        "a history recorded in MongoDB from nothing",
+        lambda quick: recording.recording(500 if quick else 10_000),
+    ),
+    "record-lag": (
+        "pass ended → its version in MongoDB",
+        lambda quick: recording.record_lag(*((10, 5) if quick else (100, 100))),
+    ),
     "growth": ("memory over many passes", lambda quick: passes.growth(100, 100 if quick else 1000)),
 }
 

@@ -74,8 +74,8 @@ def _versions(page: Page, commits: Sequence[BranchCommit]) -> list[Version]:
     """The page's versions, with states as far as Git tells them."""
     known = {commit.info.commit: commit for commit in commits}
     entries = list(enumerate(page.entries, page.first))
-    outcome = judge(entries, known, Seen("", None, ""), told_from=page.end)
+    versions = judge(entries, known, Seen("", None, ""), line=known, told=())
     return [
         replace(each, state=State.HELD if each.reason else State.APPLIED, inferred=True, applied_at=())
-        for each in outcome.versions
+        for each in versions
     ]

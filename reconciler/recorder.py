@@ -11,44 +11,41 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from itertools import islice
 from typing import Final, NoReturn
 
 from reconciler.audit import timestamp
 from reconciler.core.conditions import RECORD_DELAYED, Condition
-from reconciler.core.errors import RegopsError, TransientError
-from reconciler.core.ledger import PAGE_COMMITS, Entry, Ledger
+from reconciler.core.errors import COMMIT_NOT_FOUND, RegopsError, TransientError
 from reconciler.core.model import PolicyName
 from reconciler.core.plan import Cause
-from reconciler.core.ports import BranchCommit, Source
-from reconciler.core.record_ports import Bookmark, VersionStore
-from reconciler.core.versions import Hold, Retention, Seen, StoredVersion, Version, judge, survivors
+from reconciler.core.ports import Source
+from reconciler.core.record_ports import VersionStore
+from reconciler.core.versions import Hold, Retention, Seen
 from reconciler.metrics import RecorderMetrics
 from reconciler.reconcile import PassResult
+from reconciler.record_writer import RecordWriter
 from reconciler.settings import LoopSettings
 
 log = logging.getLogger(__name__)
 
 PASSES_LIMIT: Final = 10_000
 """Passes that wait in memory while MongoDB is away; of older ones the states are inferred."""
+WEIGHT_LIMIT: Final = 200_000
+"""Policies, changed or held, that all of them may name: some 100 MB."""
 CHECK_SECONDS: Final = 60.0
 """How often a recorder with nothing to do looks whether the record is still there."""
 DELAYED_AFTER: Final = 30.0
 """Seconds after which a pass that is not recorded is worth a notice."""
-_BATCH: Final = 256
-_BATCH_BYTES: Final = 4 * 1024 * 1024
-_CONTENT_LIMIT: Final = 8 * 1024 * 1024
-"""Bytes of a version above which its text is not even read: only a held one can be so large."""
-_COMMITS_KEPT: Final = 20_000
 
 
 @dataclass(frozen=True, slots=True)
 class _Waiting:
     seen: Seen
     since: datetime
+    weight: int
 
 
 class Recorder:
@@ -66,20 +63,15 @@ class Recorder:
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._check_seconds = check_seconds
-        self._source = source
-        self._store = store
-        self._keep = keep
+        self._writer = RecordWriter(source, store, keep=keep, metrics=metrics)
         self._metrics = metrics
         self._settings = settings
         self._clock = clock
         self._waiting: deque[_Waiting] = deque()
+        self._weight = 0
         self._filled = asyncio.Event()
         self._last: Seen | None = None
         self._failure: RegopsError | None = None
-        self._generation = ""
-        self._position = 0
-        self._ledger = Ledger()
-        self._commits: dict[str, BranchCommit] = {}
 
     def saw(self, result: PassResult) -> None:
         """A pass has ended well. Nothing is noted of one that applied nothing, or only looked."""
@@ -92,13 +84,20 @@ class Recorder:
 
     def note(self, seen: Seen) -> None:
         """Record this when its turn comes."""
+        weight = 1 + len(seen.changed) + len(seen.held)
+        if self._last is not None and seen.held == self._last.held:  # the same policies, held for hours
+            seen, weight = replace(seen, held=self._last.held), weight - len(seen.held)
         self._last = seen
-        if len(self._waiting) >= PASSES_LIMIT:
-            self._waiting.popleft()
+        self._waiting.append(_Waiting(seen, self._clock(), weight))
+        self._weight += weight
+        while len(self._waiting) > 1 and (len(self._waiting) > PASSES_LIMIT or self._weight > WEIGHT_LIMIT):
+            self._forget()
             self._metrics.lost.inc()
-        self._waiting.append(_Waiting(seen, self._clock()))
         self._metrics.pending.set(len(self._waiting))
         self._filled.set()
+
+    def _forget(self) -> None:
+        self._weight -= self._waiting.popleft().weight
 
     def notices(self) -> Sequence[Condition]:
         """`RecordDelayed` while passes wait for too long."""
@@ -146,13 +145,9 @@ class Recorder:
         then stays, and the next call goes on from there."""
         while self._waiting:
             waiting = self._waiting[0]
-            try:
-                await self._record(waiting.seen)
-            except RegopsError:
-                self._position = 0  # what another process did meanwhile is read before anything is written again
-                raise
+            await self._record(waiting.seen)
             if self._waiting and self._waiting[0] is waiting:
-                self._waiting.popleft()
+                self._forget()
             self._failure = None
             self._metrics.seconds.observe(max(0.0, (self._clock() - waiting.since).total_seconds()))
             self._metrics.pending.set(len(self._waiting))
@@ -162,12 +157,19 @@ class Recorder:
     async def _check(self) -> None:
         """Record anew what was recorded, when somebody has emptied the database or restored an older one: else nobody
         would before the next commit."""
-        if self._waiting or self._last is None or not self._position:
+        if self._waiting or self._last is None:
             return
-        mark = await self._store.bookmark()
-        if mark.generation != self._generation or mark.position < self._position:
-            log.warning("record was emptied or restored", extra={"position": mark.position})
+        if await self._writer.lost():
+            log.warning("record was emptied or restored")
             self.note(replace(self._last, previous=self._last.commit, changed={}))
+
+    async def _record(self, seen: Seen) -> None:
+        if await self._writer.write(seen):
+            return
+        if len(self._waiting) == 1:  # a mirror that is being replaced may have it again; a newer pass says more
+            raise TransientError(f"the mirror has no commit {seen.commit}", reason=COMMIT_NOT_FOUND)
+        log.warning("pass not recorded: its commit is gone", extra={"commit": seen.commit})
+        self._metrics.lost.inc()
 
     def _lag(self) -> float:
         if not self._waiting:
@@ -180,111 +182,6 @@ class Recorder:
         self._metrics.lag.set(self._lag())
         level = logging.INFO if failures > 1 else logging.WARNING
         log.log(level, "versions not recorded", extra={"reason": error.reason, "error": str(error)})
-
-    # --- one pass ----------------------------------------------------------------------------------------------------
-
-    async def _record(self, seen: Seen) -> None:
-        mark = await self._synchronized()
-        await self._claim(mark.generation, seen.commit)
-        ledger = self._ledger
-        last = ledger.positions[seen.commit]
-        entries = ledger.between(mark.position, last)
-        previous = ledger.positions.get(seen.previous or "", ledger.end)
-        outcome = judge(entries, await self._known(entries), seen, told_from=previous + 1)
-        await self._write(mark.generation, survivors(outcome.versions, self._keep))
-        if outcome.settled:
-            await self._store.settle(outcome.settled, at=seen.at)
-        touched = {version.policy for version in outcome.versions} | outcome.settled.keys()
-        if touched:
-            self._metrics.pruned.inc(await self._store.prune(self._keep, touched))
-        await self._store.advance(mark.generation, last + 1)
-        self._position = max(mark.position, last + 1)
-        self._metrics.commits.inc(len(entries))
-
-    async def _synchronized(self) -> Bookmark:
-        """The bookmark, with the ledger as far as anybody has written it."""
-        mark = await self._store.bookmark()
-        if mark.generation != self._generation or mark.position < self._position or not self._position:
-            # A new record, a restored one, or the first look: nothing that was remembered counts. A recorder that died
-            # may have written versions and not deleted the ones too old.
-            self._ledger = Ledger()
-            self._metrics.pruned.inc(await self._store.prune(self._keep))
-        self._generation, self._position = mark.generation, mark.position
-        while pages := await self._store.pages(mark.generation, self._ledger.end):
-            for page in pages:
-                await self._append(page.first == self._ledger.end)
-                self._ledger.add(page)
-        return mark
-
-    async def _append(self, fits: bool) -> None:
-        """Pages that are missing make every number after them doubtful: begin anew."""
-        if fits:
-            return
-        await self._store.clear()
-        raise TransientError("pages of the record are missing; it is begun anew from Git", reason="RecordDamaged")
-
-    async def _claim(self, generation: str, head: str) -> None:
-        """Give every commit of the line to ``head`` its place in the ledger, or find the one that it has."""
-        while head not in self._ledger.positions:
-            line = await self._source.line(head, self._ledger.positions)
-            steps = iter(line)
-            while part := list(islice(steps, PAGE_COMMITS)):
-                if not await self._claim_part(generation, part):
-                    break
-
-    async def _claim_part(self, generation: str, part: Sequence[str]) -> bool:
-        """Claim the places of these commits; false once another recorder was first: the line must be read again."""
-        commits = await self._read(part)
-        if missing := [commit for commit in part if commit not in commits]:
-            raise TransientError(f"the mirror has no commit {missing[0]} any more", reason="CommitNotFound")
-        left = [commits[commit] for commit in part]
-        while left:
-            page = self._ledger.page(left)
-            stored = await self._store.claim(generation, page)
-            self._ledger.add(stored)
-            if stored != page:
-                return False
-            del left[: len(page.entries)]
-        return True
-
-    async def _read(self, commits: Sequence[str]) -> Mapping[str, BranchCommit]:
-        """What these commits changed; kept, since it is needed twice."""
-        new = [commit for commit in commits if commit not in self._commits]
-        if new:
-            if len(self._commits) + len(new) > _COMMITS_KEPT:
-                self._commits.clear()
-                new = list(commits)
-            self._commits |= await self._source.branch_commits(new)
-        return self._commits
-
-    async def _known(self, entries: Sequence[tuple[int, Entry]]) -> Mapping[str, BranchCommit]:
-        names = [entry.commit for _, entry in entries]
-        found: dict[str, BranchCommit] = {}
-        for start in range(0, len(names), _BATCH):
-            part = names[start : start + _BATCH]
-            commits = await self._read(part)
-            found |= {name: commits[name] for name in part if name in commits}
-        self._commits.clear()
-        return found
-
-    async def _write(self, generation: str, versions: Sequence[Version]) -> None:
-        """Insert versions with their texts, oldest first, so many at once as memory and a deadline bear."""
-        batch: list[StoredVersion] = []
-        size = 0
-        for version in versions:
-            stored = await self._with_content(version)
-            batch.append(stored)
-            size += stored.content.size if stored.content else 0
-            if len(batch) >= _BATCH or size >= _BATCH_BYTES:
-                self._metrics.versions.inc(await self._store.add(generation, batch))
-                batch, size = [], 0
-        if batch:
-            self._metrics.versions.inc(await self._store.add(generation, batch))
-
-    async def _with_content(self, version: Version) -> StoredVersion:
-        if version.blobs is None or sum(await self._source.sizes(version.blobs)) > _CONTENT_LIMIT:
-            return StoredVersion(version, None)
-        return StoredVersion(version, await self._source.read(version.blobs))
 
 
 def seen_of(result: PassResult, now: str) -> Seen:

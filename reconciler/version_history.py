@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final, Protocol, TypeVar
 
 from reconciler.branch_history import BranchHistory, of_commit
-from reconciler.core.errors import RegopsError
+from reconciler.core.errors import RegopsError, TransientError
 from reconciler.core.model import Content, PolicyName
 from reconciler.core.ports import Source
 from reconciler.core.record_ports import Place, VersionStore
@@ -15,8 +16,12 @@ from reconciler.core.versions import Hold, State, StoredVersion, Version, live_a
 
 NO_RECORD: Final = "no MongoDB is configured (mongo.uri): numbers, times and states are read from Git alone"
 RECORD_AWAY: Final = "MongoDB is out of reach: numbers, times and states are read from Git alone"
+RECORD_REFUSED: Final = (
+    "MongoDB refuses to answer (the log says why): numbers, times and states are read from Git alone"
+)
+NOT_RECORDED: Final = "it is not recorded yet: numbers, times and states are read from Git alone"
 
-NOT_YET: Final = "MongoDB has no record of it (yet): numbers, times and states are read from Git alone"
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -93,12 +98,10 @@ class VersionHistory:
             if stored is not None:
                 return await self._filled(stored.version, stored.content)
             commit = await self._asked(self._record().commit_of(policy, number))
-            if commit is None:
-                await self._recorded(policy, None, 1)  # else the record has nothing of it yet, and Git may
-            found = None if commit is None else await self._at_commit(policy, number, commit)
+            # One that is not recorded yet will get the number that Git's own count gives it.
+            found = await (self._at_commit(policy, number, commit) if commit else self._counted(policy, number))
         except _NoRecordError:
-            own = (each for each in await self._from_git() if each.policy == policy)
-            found = next((each for each in own if each.version == number), None)
+            found = await self._counted(policy, number)
         return None if found is None else await self._filled(found, None)
 
     async def former(self, policy: PolicyName, etag: str | None) -> Version | None:
@@ -151,7 +154,9 @@ class VersionHistory:
         try:
             return await call
         except RegopsError as error:
-            raise _NoRecordError(RECORD_AWAY) from error
+            log.info("history is read from Git", extra={"reason": error.reason, "error": str(error)})
+            away = isinstance(error, TransientError)
+            raise _NoRecordError(RECORD_AWAY if away else RECORD_REFUSED) from error
 
     async def _recorded(self, policy: PolicyName, before: int | None, limit: int) -> Sequence[Version]:
         found = await self._asked(self._record().versions(policy, before=before, limit=limit))
@@ -161,7 +166,7 @@ class VersionHistory:
             if top and (len(numbers) == limit or numbers[-1] == 1):
                 return found
         if not found and before is None:
-            raise _NoRecordError(NOT_YET)
+            raise _NoRecordError(NOT_RECORDED)
         known = {each.version: each for each in found}
         commits = await self._asked(self._record().commits_of(policy, before=before, limit=limit))
         gaps = {number: commit for number, commit in commits if number not in known}
@@ -183,6 +188,10 @@ class VersionHistory:
             return None
         newest = await self._asked(self._record().commits_of(policy, limit=1))
         return self._as_held(version) if [each for each, _ in newest] == [number] else version
+
+    async def _counted(self, policy: PolicyName, number: int) -> Version | None:
+        own = (each for each in await self._from_git() if each.policy == policy)
+        return next((each for each in own if each.version == number), None)
 
     def _as_held(self, version: Version) -> Version:
         """The newest version of a policy, of which etcd may tell that it is held."""

@@ -24,7 +24,7 @@ from reconciler.core.versions import COMMIT_GONE, Hold, Retention, Seen, State
 from reconciler.metrics import RecorderMetrics
 from reconciler.recorder import Recorder
 from reconciler.settings import LoopSettings
-from reconciler.version_history import NO_RECORD, NOT_YET, RECORD_AWAY, VersionHistory
+from reconciler.version_history import NO_RECORD, NOT_RECORDED, RECORD_AWAY, VersionHistory
 
 ALPHA, BETA = project_policy("alpha"), project_policy("beta")
 NAMES = ("platform", "projects/alpha", "projects/beta")
@@ -180,7 +180,7 @@ async def test_a_commit_that_another_numbered_and_nobody_has_any_more_leaves_no_
     dying = recorder(branch.source, store)
     dying.note(await branch.passes())
     mark = await store.bookmark()
-    await dying._claim(mark.generation, branch.applied or "")
+    await dying._writer._shared.claim(mark.generation, branch.applied or "")
     branch.put("projects/alpha", "3", on=first)
     branch.source._fetched.clear()
     own = recorder(branch.source, store)
@@ -213,7 +213,7 @@ async def test_a_record_that_is_not_filled_yet_denies_nothing(branch: Branch) ->
     await branch.passes()
     past = VersionHistory(_headed(branch), InMemoryVersions())
     found = await past.versions(ALPHA)
-    assert ([each.version for each in found.versions], found.missing) == ([2, 1], NOT_YET)
+    assert ([each.version for each in found.versions], found.missing) == ([2, 1], NOT_RECORDED)
     stored = await past.version(ALPHA, 1)
     assert stored is not None
     assert stored.content == Content(b"1")

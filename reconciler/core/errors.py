@@ -7,7 +7,10 @@ class alone: `TransientError` → back off and retry; `ConflictError` → read a
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Final
+
+COMMIT_NOT_FOUND: Final = "CommitNotFound"
+"""Reason of a `TransientError`: the mirror does not have a commit (yet, or any more)."""
 
 
 class RegopsError(Exception):

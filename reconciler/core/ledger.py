@@ -8,7 +8,7 @@ and the other takes over what it finds. So both agree on every number, whatever 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -50,6 +50,7 @@ class Ledger:
     entries: list[Entry] = field(default_factory=list)
     positions: dict[str, int] = field(default_factory=dict)
     numbers: dict[PolicyName, int] = field(default_factory=dict)
+    last: Page | None = None
 
     @property
     def end(self) -> int:
@@ -64,6 +65,7 @@ class Ledger:
             self.positions[entry.commit] = position
             self.numbers.update(entry.numbers)
         self.entries.extend(page.entries)
+        self.last = page
 
     def page(self, commits: Iterable[BranchCommit]) -> Page:
         """The page that comes next: as many of these commits, oldest first, as it holds. None is in here yet."""
@@ -79,6 +81,19 @@ class Ledger:
             entries.append(Entry(commit.info.commit, own))
         return Page(self.end, tuple(entries))
 
+    def before(self, position: int) -> Container[str]:
+        """The commits that have a position below this one."""
+        return _Before(self.positions, position)
+
     def between(self, first: int, last: int) -> Sequence[tuple[int, Entry]]:
         """The entries from position ``first`` to ``last``, both included, with their positions."""
         return list(enumerate(self.entries[first - 1 : last], first))
+
+
+@dataclass(frozen=True, slots=True)
+class _Before:
+    positions: Mapping[str, int]
+    end: int
+
+    def __contains__(self, commit: object) -> bool:
+        return self.positions.get(str(commit), self.end) < self.end

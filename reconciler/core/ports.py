@@ -82,6 +82,11 @@ class Source(Protocol):
         """Bytes of rego and data (0 where there is none), without reading them."""
         ...
 
+    async def contents(self, wanted: Sequence[BlobIds | None], *, limit: int, budget: int) -> Sequence[Content | None]:
+        """The bytes behind the first of these, at least one, at once: as many as reach ``budget`` bytes. ``None`` where
+        ``None`` stands, or what has more than ``limit`` bytes."""
+        ...
+
     async def info(self, commit: str) -> CommitInfo:
         """Author, time and subject."""
         ...

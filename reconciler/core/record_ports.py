@@ -53,26 +53,36 @@ class VersionStore(Protocol):
         ...
 
     async def add(self, generation: str, versions: Sequence[StoredVersion]) -> int:
-        """Insert the versions that are not there; how many were. Of one that is there only the state changes, to a
-        word of higher rank that a pass told; and one whose commit was gone is filled in."""
+        """Insert the versions that are not there; how many were. The others are told. `TransientError` where this
+        record has ended, and another begun, that has them."""
         ...
 
-    async def settle(self, live: Mapping[PolicyName, str | None], *, at: str) -> None:
-        """A pass made older versions live at time ``at``: of each policy the newest one with this ETag (``None``: its
-        deletion) is applied, now. Nothing happens where the record does not have it any more, or has it as the last
-        one made live."""
+    async def tell(self, generation: str, versions: Sequence[StoredVersion]) -> None:
+        """Of these versions, where they are there, only the state changes, to a word that a pass told, of higher rank
+        or where it was inferred; and one whose commit was gone is filled in."""
         ...
 
-    async def advance(self, generation: str, position: int) -> None:
-        """Move the bookmark forward to ``position``; never back."""
+    async def settle(self, live: Mapping[PolicyName, str | None], *, at: str, until: int) -> Collection[PolicyName]:
+        """A pass made older versions live at time ``at``, with a commit at position ``until``: of each policy the
+        newest one up to there with this ETag (``None``: its deletion) is applied, then, unless it is known as the last
+        one made live. Returns the policies of which there is no such version (any more)."""
+        ...
+
+    async def empty(self, generation: str) -> bool:
+        """Whether no version of this record is there at all."""
+        ...
+
+    async def advance(self, generation: str, position: int) -> bool:
+        """Move the bookmark forward to ``position``; never back. False when this record has ended meanwhile: what was
+        written of it is gone."""
         ...
 
     async def prune(self, keep: Retention, policies: Collection[PolicyName] | None = None) -> int:
         """Delete the versions of these policies (of all) that are kept no longer; how many."""
         ...
 
-    async def clear(self) -> None:
-        """Forget everything: the next bookmark begins a new record."""
+    async def clear(self, generation: str) -> None:
+        """Forget this record: the next bookmark begins a new one. Nothing happens to a record begun since."""
         ...
 
     async def versions(self, policy: PolicyName, *, before: int | None = None, limit: int = 20) -> Sequence[Version]:

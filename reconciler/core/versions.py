@@ -8,7 +8,7 @@ inferred: a version that a later commit replaced had been merged to be enforced,
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from enum import StrEnum
@@ -20,7 +20,7 @@ from reconciler.core.ports import BranchCommit, PolicyChange
 
 
 class State(StrEnum):
-    """What became of a version. A later word only replaces an earlier one of lower rank."""
+    """What became of a version. Of several words that passes told, the one of highest rank counts."""
 
     SUPERSEDED = "superseded"
     HELD = "held"
@@ -114,31 +114,31 @@ class Seen:
     held: Mapping[PolicyName, Hold] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What recording a pass comes to: new versions, and policies of which an older version became live (with its ETag;
-    ``None``: their deletion)."""
-
-    versions: Sequence[Version]
-    settled: Mapping[PolicyName, str | None]
-
-
 def judge(
-    entries: Iterable[tuple[int, Entry]], commits: Mapping[str, BranchCommit], seen: Seen, *, told_from: int
-) -> Outcome:
-    """The versions of these entries (position and entry, in order, the pass's own last) and their states.
+    entries: Iterable[tuple[int, Entry]],
+    commits: Mapping[str, BranchCommit],
+    seen: Seen,
+    *,
+    line: Container[str],
+    told: Container[str],
+) -> list[Version]:
+    """The versions of these entries (position and entry, in order) and their states.
 
-    ``told_from`` is the first position of which the pass tells everything: the one after its ``previous``.
+    ``line`` has those of the entries' commits that lie on the pass's own first-parent history; of the others it tells
+    nothing: another recorder has seen the branch otherwise. ``told`` has those of which the pass tells everything: they
+    came after its ``previous``.
     """
     drafts = [draft for position, entry in entries for draft in _drafts(position, entry, commits.get(entry.commit))]
-    newest = {draft.policy: draft.version for draft in drafts if draft.reason != COMMIT_GONE}
-    live = _live(drafts, newest, seen)
-    versions = [
-        _fate(draft, newest=newest.get(draft.policy), live=live.get(draft.policy), seen=seen, told_from=told_from)
-        for draft in drafts
-    ]
-    settled = {policy: etag for policy, etag in seen.changed.items() if policy not in live}
-    return Outcome(versions, settled)
+    own = [draft for draft in drafts if draft.reason != COMMIT_GONE and draft.info.commit in line]
+    newest = {draft.policy: draft.version for draft in own}
+    live = _live(own, newest, seen)
+    fates = {
+        (draft.policy, draft.version): _fate(
+            draft, newest=newest[draft.policy], live=live.get(draft.policy), seen=seen, told=draft.info.commit in told
+        )
+        for draft in own
+    }
+    return [fates.get((draft.policy, draft.version)) or _untold(draft) for draft in drafts]
 
 
 def _drafts(position: int, entry: Entry, commit: BranchCommit | None) -> list[Version]:
@@ -167,7 +167,7 @@ def _drafts(position: int, entry: Entry, commit: BranchCommit | None) -> list[Ve
     ]
 
 
-def _live(drafts: Sequence[Version], newest: Mapping[PolicyName, int], seen: Seen) -> dict[PolicyName, int]:
+def _live(drafts: Sequence[Version], newest: Mapping[PolicyName, int], seen: Seen) -> Mapping[PolicyName, int]:
     """The number of the version among the drafts that the pass left live, where it is one of them."""
     live: dict[PolicyName, int] = {}
     for draft in drafts:
@@ -182,58 +182,68 @@ def _live(drafts: Sequence[Version], newest: Mapping[PolicyName, int], seen: See
     return live
 
 
-def _fate(draft: Version, *, newest: int | None, live: int | None, seen: Seen, told_from: int) -> Version:
-    if draft.reason == COMMIT_GONE:
-        return draft
+def _fate(draft: Version, *, newest: int, live: int | None, seen: Seen, told: bool) -> Version:
     if draft.version == live:
         return replace(draft, state=State.APPLIED, applied_at=(seen.at,))
     if draft.version == newest and (hold := seen.held.get(draft.policy)) is not None:
         return replace(draft, state=State.HELD, reason=hold.reason, message=hold.message)
+    if not draft.reason and (told or draft.version == newest):
+        return draft
+    return _untold(draft)
+
+
+def _untold(draft: Version) -> Version:
+    if draft.reason == COMMIT_GONE:
+        return draft
     if draft.reason:
         return replace(draft, state=State.HELD)
-    if draft.position >= told_from or draft.version == newest:
-        return draft
     return replace(draft, state=State.APPLIED, inferred=True)
 
 
-def surplus(versions: Iterable[tuple[int, State]], keep: Retention) -> list[int]:
-    """The numbers of one policy's versions that are kept no longer."""
+def surplus(versions: Iterable[Version], keep: Retention) -> list[Version]:
+    """Those of one policy's versions that are kept no longer. The one that a pass made live last stays, also when it
+    is an old one that a rewritten branch has brought back."""
+    known = list(versions)
+    live = _latest(each for each in known if each.applied_at)
     left = {True: keep.applied, False: keep.others}
-    gone: list[int] = []
-    for number, state in sorted(versions, reverse=True):
-        applied = state is State.APPLIED
+    gone: list[Version] = []
+    for each in sorted(known, key=lambda version: (version is live, version.version), reverse=True):
+        applied = each.state is State.APPLIED
         left[applied] -= 1
         if left[applied] < 0:
-            gone.append(number)
+            gone.append(each)
     return gone
 
 
 def survivors(versions: Sequence[Version], keep: Retention) -> list[Version]:
     """Those that newer ones among them do not push out at once."""
-    states: dict[PolicyName, list[tuple[int, State]]] = {}
+    known: dict[PolicyName, list[Version]] = {}
     for version in versions:
-        states.setdefault(version.policy, []).append((version.version, version.state))
-    gone = {(policy, number) for policy, each in states.items() for number in surplus(each, keep)}
+        known.setdefault(version.policy, []).append(version)
+    gone = {(each.policy, each.version) for some in known.values() for each in surplus(some, keep)}
     return [version for version in versions if (version.policy, version.version) not in gone]
 
 
 def better(old: Version, new: Version) -> bool:
     """Whether the state of ``new`` replaces that of ``old``, the same version as another pass has seen it: what a pass
-    told and ranks higher, or is told where it was inferred."""
+    told and ranks higher, or is told where it was inferred. So the order in which recorders write does not matter."""
     if old.reason == COMMIT_GONE:
         return new.reason != COMMIT_GONE
     if new.inferred or new.reason == COMMIT_GONE:
         return False
-    return new.state.rank > old.state.rank or (old.inferred and new.state is old.state)
+    return old.inferred or new.state.rank > old.state.rank
 
 
-def to_settle(versions: Iterable[Version], etag: str | None) -> Version | None:
-    """Of one policy's versions the one that became live, when it has this ETag (``None``: is a deletion) and was not
-    the last one to become live anyway."""
-    known = list(versions)
-    fitting = [v for v in known if (v.etag == etag if etag is not None else v.deleted)]
-    found = max(fitting, key=lambda version: version.version, default=None)
-    return None if found is None or found is _latest(known) else found
+def made_live(versions: Iterable[Version], etag: str | None, until: int) -> Version | None:
+    """Of one policy's versions the one that became live with a commit at position ``until``: the newest one that has
+    this ETag (``None``: is a deletion)."""
+    fitting = [v for v in versions if v.position <= until and (v.etag == etag if etag is not None else v.deleted)]
+    return max(fitting, key=lambda version: version.version, default=None)
+
+
+def known_as_live(version: Version, versions: Iterable[Version]) -> bool:
+    """Whether it is told already that this one of a policy's versions became live last."""
+    return version is _latest(versions) and not version.inferred
 
 
 def live_at(versions: Iterable[Version], at: str) -> Version | None:

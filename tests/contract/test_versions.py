@@ -190,12 +190,12 @@ async def test_no_commit_makes_two_versions_of_a_policy_and_no_number_is_given_t
 async def test_an_older_version_that_becomes_live_again_is_applied_now(store: VersionStore) -> None:
     held = version(2, HELD, reason="ValidationFailed", message="no")
     await record(store, version(1), held)
-    await store.settle({ALPHA: held.version.etag, BETA: '"nowhere"'}, at="2026-01-02T00:00:00.000Z")
+    await store.settle({ALPHA: held.version.etag, BETA: '"nowhere"'}, at="2026-01-02T00:00:00.000Z", until=9)
     (now, _) = await store.versions(ALPHA)
     assert (now.state, now.reason, now.message) == (APPLIED, "", "")
     assert now.applied_at == ("2026-01-02T00:00:00.000Z",)
-    await store.settle({ALPHA: version(1).version.etag}, at="2026-01-03T00:00:00.000Z")
-    await store.settle({ALPHA: version(1).version.etag}, at="2026-01-04T00:00:00.000Z")
+    await store.settle({ALPHA: version(1).version.etag}, at="2026-01-03T00:00:00.000Z", until=9)
+    await store.settle({ALPHA: version(1).version.etag}, at="2026-01-04T00:00:00.000Z", until=9)
     stored = await store.version(ALPHA, 1)
     assert stored is not None
     assert stored.version.applied_at == (NOON, "2026-01-03T00:00:00.000Z")
@@ -204,7 +204,7 @@ async def test_an_older_version_that_becomes_live_again_is_applied_now(store: Ve
 async def test_a_deletion_that_was_held_is_applied_when_it_is_done(store: VersionStore) -> None:
     deletion = replace(version(2, HELD, blobs=None, deleted=True, reason="PruneBlocked"), content=None)
     await record(store, version(1), deletion)
-    await store.settle({ALPHA: None}, at="2026-01-02T00:00:00.000Z")
+    await store.settle({ALPHA: None}, at="2026-01-02T00:00:00.000Z", until=9)
     assert await states(store) == {1: APPLIED, 2: APPLIED}
 
 
@@ -279,7 +279,7 @@ async def test_a_cleared_record_begins_anew_and_what_comes_late_for_the_old_one_
 ) -> None:
     old = await record(store, version(1))
     await store.claim(old, Page(1, (Entry("a" * 40, {ALPHA: 1}),)))
-    await store.clear()
+    await store.clear(old)
     new = await store.bookmark()
     assert new.generation != old
     assert new.position == 1

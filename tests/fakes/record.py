@@ -10,7 +10,7 @@ from dataclasses import replace
 from datetime import datetime
 from operator import itemgetter
 
-from reconciler.core.errors import RegopsError
+from reconciler.core.errors import RegopsError, TransientError
 from reconciler.core.ledger import Page
 from reconciler.core.model import PolicyName
 from reconciler.core.record_ports import OF_RECONCILER, AuditDocument, AuditQuery, Bookmark, Place
@@ -21,9 +21,10 @@ from reconciler.core.versions import (
     StoredVersion,
     Version,
     better,
+    known_as_live,
     live_at,
+    made_live,
     surplus,
-    to_settle,
 )
 
 _FILTERS = ("resource", "actor", "action", "result", "request_id")
@@ -87,7 +88,7 @@ class InMemoryVersions(_Faulty):
     async def add(self, generation: str, versions: Sequence[StoredVersion]) -> int:
         await self._called("add")
         if not self._current(generation):
-            return 0
+            raise TransientError("the record was begun anew meanwhile", reason="RecordUnavailable")
         added = 0
         for new in versions:
             key = (new.version.policy, new.version.version)
@@ -103,35 +104,53 @@ class InMemoryVersions(_Faulty):
                 self._improve(same[0], new)
         return added
 
-    async def settle(self, live: Mapping[PolicyName, str | None], *, at: str) -> None:
+    async def tell(self, generation: str, versions: Sequence[StoredVersion]) -> None:
+        await self._called("tell")
+        for new in versions if self._current(generation) else ():
+            key = (new.version.policy, new.version.version)
+            if key in self.stored:
+                self._improve(key, new)
+
+    async def settle(self, live: Mapping[PolicyName, str | None], *, at: str, until: int) -> Collection[PolicyName]:
         await self._called("settle")
+        absent: list[PolicyName] = []
         for policy, etag in live.items():
-            found = to_settle(self._of(policy), etag)
-            if found is None or at in found.applied_at:
+            known = self._of(policy)
+            found = made_live(known, etag, until)
+            if found is None:
+                absent.append(policy)
                 continue
-            times = (*found.applied_at, at)[-APPLIED_TIMES:]
+            if known_as_live(found, known) or at in found.applied_at:
+                continue
+            times = tuple(sorted([*found.applied_at, at])[-APPLIED_TIMES:])
             now = replace(found, state=State.APPLIED, reason="", message="", inferred=False, applied_at=times)
             key = (policy, found.version)
             self.stored[key] = replace(self.stored[key], version=now)
+        return absent
 
-    async def advance(self, generation: str, position: int) -> None:
+    async def empty(self, generation: str) -> bool:
+        await self._called("empty")
+        return not self.stored or not self._current(generation)
+
+    async def advance(self, generation: str, position: int) -> bool:
         await self._called("advance")
-        if self._mark is not None and self._current(generation):
-            self._mark = Bookmark(generation, max(position, self._mark.position))
+        if self._mark is None or not self._current(generation):
+            return False
+        self._mark = Bookmark(generation, max(position, self._mark.position))
+        return True
 
     async def prune(self, keep: Retention, policies: Collection[PolicyName] | None = None) -> int:
         await self._called("prune")
         names = {policy for policy, _ in self.stored} if policies is None else set(policies)
-        gone = [
-            (name, number) for name in names for number in surplus([(v.version, v.state) for v in self._of(name)], keep)
-        ]
+        gone = [(name, each.version) for name in names for each in surplus(self._of(name), keep)]
         for key in gone:
             del self.stored[key]
         return len(gone)
 
-    async def clear(self) -> None:
+    async def clear(self, generation: str) -> None:
         await self._called("clear")
-        self.lose()
+        if self._current(generation):
+            self.lose()
 
     async def versions(self, policy: PolicyName, *, before: int | None = None, limit: int = 20) -> Sequence[Version]:
         await self._called("versions")

@@ -121,6 +121,20 @@ class InMemorySource:
         await self._called("sizes")
         return len(self._blob(blobs.rego)), 0 if blobs.data is None else len(self._blob(blobs.data))
 
+    async def contents(self, wanted: Sequence[BlobIds | None], *, limit: int, budget: int) -> Sequence[Content | None]:
+        await self._called("contents")
+        found: list[Content | None] = []
+        size = 0
+        for blobs in wanted:
+            content = None
+            if blobs is not None:
+                content = Content(self._blob(blobs.rego), None if blobs.data is None else self._blob(blobs.data))
+            found.append(None if content is None or content.size > limit else content)
+            size += 0 if content is None or content.size > limit else content.size
+            if size >= budget:
+                break
+        return found
+
     async def info(self, commit: str) -> CommitInfo:
         await self._called("info")
         return self._get(commit).info

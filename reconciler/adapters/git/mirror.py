@@ -175,6 +175,10 @@ class GitSource:
             )
         )
 
+    async def contents(self, wanted: Sequence[BlobIds | None], *, limit: int, budget: int) -> Sequence[Content | None]:
+        """See `Source.contents`."""
+        return await self._objects.walk(lambda repository: landed.contents(repository, wanted, limit, budget))
+
     async def info(self, commit: str) -> CommitInfo:
         """See `Source.info`."""
         return await self._objects.run(lambda repository: history.info_of(commit_of(repository, commit)))

@@ -14,7 +14,7 @@ import pygit2
 from pygit2.enums import ObjectType
 
 from reconciler.adapters.git.failures import MirrorDamagedError, disk_failure
-from reconciler.core.errors import TransientError
+from reconciler.core.errors import COMMIT_NOT_FOUND, TransientError
 
 T = TypeVar("T")
 
@@ -35,7 +35,7 @@ class CommitNotFoundError(TransientError):
     """The mirror does not have this commit (yet)."""
 
     def __init__(self, commit: str) -> None:
-        super().__init__(f"The mirror has no commit {commit[:80]!r}", reason="CommitNotFound")
+        super().__init__(f"The mirror has no commit {commit[:80]!r}", reason=COMMIT_NOT_FOUND)
 
 
 class Objects:
@@ -155,6 +155,11 @@ def entries_of(repository: pygit2.Repository, tree: pygit2.Oid) -> list[Entry]:
     kind, raw = repository.odb.read(tree)
     if kind != ObjectType.TREE:
         raise KeyError(f"{tree} is no tree")
+    return entries_in(raw)
+
+
+def entries_in(raw: bytes) -> list[Entry]:
+    """The entries in a raw tree."""
     return _ENTRY.findall(raw)
 
 

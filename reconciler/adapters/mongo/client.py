@@ -95,7 +95,7 @@ def translated() -> Iterator[None]:
     """Raise pymongo's errors as ours."""
     try:
         yield
-    except (PyMongoError, BSONError, OverflowError) as error:
+    except (PyMongoError, BSONError, OverflowError, UnicodeError) as error:
         raise _ours(error) from error
     except TimeoutError as error:  # asyncio's own, from below pymongo
         raise _away("no answer in time") from error
@@ -126,6 +126,12 @@ def _refused(error: OperationFailure) -> RegopsError:
             f"MongoDB does not permit it: {words}",
             reason="PermissionDenied",
             remedy="Give the user of mongo.uri the role readWrite on mongo.database.",
+        )
+    if error.code in _OTHER_INDEX:
+        return StalledError(
+            f"MongoDB has another index in the place of ours: {words}",
+            reason="RecordRefused",
+            remedy="Drop that index in mongo.database: regops makes its own.",
         )
     if error.has_error_label("RetryableWriteError") or error.timeout:
         return _away(words)

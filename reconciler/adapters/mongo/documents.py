@@ -17,6 +17,8 @@ TEXTS_LIMIT: Final = 8 * 1024 * 1024
 """Bytes of both files above which they are left out: a document has 16 MiB at most (MongoDB manual, "Limits")."""
 PARSED_LIMIT: Final = 1024 * 1024
 """Bytes of ``data.json`` above which its parsed form is left out: BSON may need more than six times as many."""
+MESSAGE_LIMIT: Final = 4096
+"""Characters of an error's text that are kept."""
 _DEPTH: Final = 64
 _INT64: Final = range(-(2**63), 2**63)
 
@@ -65,7 +67,7 @@ def state_fields(version: Version) -> dict[str, Any]:
     return {
         "state": str(version.state),
         "reason": version.reason,
-        "message": version.message,
+        "message": version.message[:MESSAGE_LIMIT].encode(errors="replace").decode(),
         "inferred": version.inferred,
         "applied_at": list(version.applied_at),
     }

@@ -38,36 +38,40 @@ from reconciler.core.versions import (
     State,
     StoredVersion,
     Version,
+    known_as_live,
     live_at,
+    made_live,
     surplus,
-    to_settle,
 )
 
 _BOOKMARK: Final = "bookmark"
 _PAGES_AT_ONCE: Final = 64
 _POLICIES_AT_ONCE: Final = 256
-_STATES: Final = {"policy": True, "version": True, "state": True}
+_UNIQUE: Final[Document] = {"unique": True}
+_VERSION_INDEXES: Final = (
+    IndexModel([("policy", ASCENDING), ("version", DESCENDING)], **_UNIQUE),
+    IndexModel([("policy", ASCENDING), ("commit", ASCENDING)], **_UNIQUE),
+    IndexModel([("position", DESCENDING), ("policy", DESCENDING)]),
+)
+_PAGE_INDEXES: Final = (IndexModel([("generation", ASCENDING), ("first", ASCENDING)], **_UNIQUE),)
 
 
 class MongoVersions:
     """See `VersionStore`."""
 
     def __init__(self, database: MongoDatabase) -> None:
-        self._database = database
         self._versions = database.collection("policy_versions")
         self._pages = database.collection("policy_commits")
         self._record = database.collection("policy_record")
-        self._prepared = False
+        self._prepared = ""  # the generation that this process has prepared
 
     async def bookmark(self) -> Bookmark:
         """See `VersionStore.bookmark`."""
         with translated():
             found = await self._record.find_one({"_id": _BOOKMARK})
-            if found is None or not self._prepared:
-                await self._prepare()
-                found = await self._begun()
-                await self._forget_others(found["generation"])
-                self._prepared = True
+            if found is None or found["generation"] != self._prepared:
+                found = found or await self._begun()
+                await self._prepare(found["generation"])
         return Bookmark(found["generation"], found["position"])
 
     async def pages(self, generation: str, first: int) -> Sequence[Page]:
@@ -106,27 +110,54 @@ class MongoVersions:
                 there = [each["index"] for each in failures]
             else:
                 return len(documents)
-            updates = [update for index in there for update in _improvements(documents[index], versions[index].version)]
-            if updates:
-                await self._versions.bulk_write(updates, ordered=True)
-        return len(documents) - len(there)
+            added = len(documents) - len(there)
+            if await self._strangers(generation, {versions[index].version.policy for index in there}):
+                return added + await self.add(generation, [versions[index] for index in there])
+            await self._tell([(documents[index], versions[index].version) for index in there])
+        return added
 
-    async def settle(self, live: Mapping[PolicyName, str | None], *, at: str) -> None:
+    async def tell(self, generation: str, versions: Sequence[StoredVersion]) -> None:
+        """See `VersionStore.tell`."""
+        documents = await asyncio.to_thread(lambda: [to_document(generation, each) for each in versions])
+        with translated():
+            await self._tell([(document, each.version) for document, each in zip(documents, versions, strict=True)])
+
+    async def _tell(self, versions: Sequence[tuple[Document, Version]]) -> None:
+        if updates := [update for document, version in versions for update in _improvements(document, version)]:
+            await self._versions.bulk_write(updates, ordered=True)
+
+    async def settle(self, live: Mapping[PolicyName, str | None], *, at: str, until: int) -> Some[PolicyName]:
         """See `VersionStore.settle`."""
+        absent: list[PolicyName] = []
         for names in _slices(live):
             with translated():
                 known = await self._of(names)
-                found = [(name, to_settle(known[name], live[name])) for name in names]
-                updates = [_settled(version, at) for _, version in found if version is not None]
+                found = {name: made_live(known[name], live[name], until) for name in names}
+                absent += [name for name, version in found.items() if version is None]
+                updates = [
+                    _settled(version, at)
+                    for name, version in found.items()
+                    if version is not None and not known_as_live(version, known[name])
+                ]
                 if updates:
                     await self._versions.bulk_write(updates, ordered=False)
+        return absent
 
-    async def advance(self, generation: str, position: int) -> None:
+    async def empty(self, generation: str) -> bool:
+        """See `VersionStore.empty`."""
+        with translated():
+            return await self._versions.find_one({"generation": generation}, {"_id": True}) is None
+
+    async def advance(self, generation: str, position: int) -> bool:
         """See `VersionStore.advance`."""
         with translated():
-            await self._record.update_one(
+            done = await self._record.update_one(
                 {"_id": _BOOKMARK, "generation": generation}, {"$max": {"position": position}}
             )
+            if done.matched_count:
+                return True
+            await self._drop({"generation": generation})
+        return False
 
     async def prune(self, keep: Retention, policies: Some[PolicyName] | None = None) -> int:
         """See `VersionStore.prune`."""
@@ -135,13 +166,11 @@ class MongoVersions:
                 policies = [PolicyName(name) for name in await self._versions.distinct("policy")]
         return sum([await self._prune(keep, names) for names in _slices(policies)])
 
-    async def clear(self) -> None:
+    async def clear(self, generation: str) -> None:
         """See `VersionStore.clear`. The bookmark goes first: who finds it gone takes nothing else for granted."""
-        self._prepared = False
         with translated():
-            await self._record.delete_many({"_id": _BOOKMARK})
-            await self._pages.delete_many({})
-            await self._versions.delete_many({})
+            await self._record.delete_many({"_id": _BOOKMARK, "generation": generation})
+            await self._drop({"generation": generation})
 
     async def versions(self, policy: PolicyName, *, before: int | None = None, limit: int = 20) -> Sequence[Version]:
         """See `VersionStore.versions`."""
@@ -210,16 +239,34 @@ class MongoVersions:
                 found |= {policy: live_at(versions, at) for policy, versions in (await self._of(part)).items()}
         return found
 
-    async def _prepare(self) -> None:
-        unique = {"unique": True}
-        await self._versions.create_indexes(
-            [
-                IndexModel([("policy", ASCENDING), ("version", DESCENDING)], **unique),
-                IndexModel([("policy", ASCENDING), ("commit", ASCENDING)], **unique),
-                IndexModel([("position", DESCENDING), ("policy", DESCENDING)]),
-            ]
-        )
-        await self._pages.create_indexes([IndexModel([("generation", ASCENDING), ("first", ASCENDING)], **unique)])
+    async def _prepare(self, generation: str) -> None:
+        """Make the indexes, once what a record before this one has left is gone: it may stand in their way. What
+        another recorder of this one has written meanwhile stays."""
+        await self._drop({"generation": {"$ne": generation}})
+        try:
+            await self._versions.create_indexes(list(_VERSION_INDEXES))
+            await self._pages.create_indexes(list(_PAGE_INDEXES))
+        except DuplicateKeyError as error:
+            await self.clear(generation)
+            message = "documents of the record repeat each other; it is begun anew from Git"
+            raise TransientError(message, reason="RecordDamaged") from error
+        self._prepared = generation
+
+    async def _strangers(self, generation: str, policies: Some[PolicyName]) -> bool:
+        """Whether another record's versions stood in the way; they are gone then. One that has ended may still have
+        been written to: a network gives no word when a server takes something late."""
+        others = {"policy": {"$in": list(policies)}, "generation": {"$ne": generation}}
+        if await self._versions.find_one(others, {"_id": True}) is None:
+            return False
+        mark = await self._record.find_one({"_id": _BOOKMARK})
+        if mark is None or mark["generation"] != generation:
+            raise TransientError("the record was begun anew meanwhile", reason="RecordUnavailable")
+        await self._versions.delete_many(others)
+        return True
+
+    async def _drop(self, query: Document) -> None:
+        await self._pages.delete_many(query)
+        await self._versions.delete_many(query)
 
     async def _begun(self) -> Document:
         """The bookmark, begun where there is none."""
@@ -235,12 +282,6 @@ class MongoVersions:
                 return found
         raise TransientError("the record's bookmark could not be made", reason="RecordUnavailable")
 
-    async def _forget_others(self, generation: str) -> None:
-        """What a record before this one has left. Never what another recorder of this one has written meanwhile."""
-        others = {"generation": {"$ne": generation}}
-        await self._pages.delete_many(others)
-        await self._versions.delete_many(others)
-
     async def _of(self, policies: Some[PolicyName]) -> Mapping[PolicyName, Sequence[Version]]:
         found: dict[PolicyName, list[Version]] = defaultdict(list)
         async for document in self._versions.find({"policy": {"$in": list(policies)}}, LIGHT):
@@ -249,16 +290,9 @@ class MongoVersions:
         return found
 
     async def _prune(self, keep: Retention, policies: Sequence[PolicyName]) -> int:
-        states: dict[PolicyName, list[tuple[int, State]]] = defaultdict(list)
         with translated():
-            async for document in self._versions.find({"policy": {"$in": list(policies)}}, _STATES):
-                states[document["policy"]].append((document["version"], State(document["state"])))
-            gone = {policy: surplus(each, keep) for policy, each in states.items()}
-            deletions = [
-                DeleteMany({"policy": policy, "version": {"$in": numbers}})
-                for policy, numbers in gone.items()
-                if numbers
-            ]
+            known = await self._of(policies)
+            deletions = [each for some in known.values() for each in _deletions(surplus(some, keep))]
             if not deletions:
                 return 0
             return (await self._versions.bulk_write(deletions, ordered=False)).deleted_count
@@ -266,23 +300,31 @@ class MongoVersions:
 
 def _improvements(document: Document, version: Version) -> Iterator[UpdateOne | ReplaceOne[Document]]:
     """What `better` says, as updates that compare: another recorder may write at the same time."""
-    same = {"policy": document["policy"], "commit": document["commit"]}
+    same = {"policy": document["policy"], "commit": document["commit"], "generation": document["generation"]}
     if version.reason == COMMIT_GONE:
         return
     yield ReplaceOne({**same, "version": document["version"], "reason": COMMIT_GONE}, document)
     if version.inferred:
         return
     lower = [str(state) for state in State if state.rank < version.state.rank]
-    worse = [{"state": {"$in": lower}}, {"state": str(version.state), "inferred": True}]
+    worse: list[Document] = [{"state": {"$in": lower}}, {"inferred": True}]
     yield UpdateOne({**same, "reason": {"$ne": COMMIT_GONE}, "$or": worse}, {"$set": state_fields(version)})
 
 
 def _settled(version: Version, at: str) -> UpdateOne:
     state: Any = {"state": str(State.APPLIED), "reason": "", "message": "", "inferred": False}
-    times = {"applied_at": {"$each": [at], "$slice": -APPLIED_TIMES}}
+    times = {"applied_at": {"$each": [at], "$sort": 1, "$slice": -APPLIED_TIMES}}
     return UpdateOne(
         {"_id": version_id(version.policy, version.version), "applied_at": {"$ne": at}}, {"$set": state, "$push": times}
     )
+
+
+def _deletions(versions: Sequence[Version]) -> Iterator[DeleteMany]:
+    """Delete these versions of a policy, but none that became live meanwhile."""
+    for state in State:
+        numbers = [each.version for each in versions if each.state is state]
+        if numbers:
+            yield DeleteMany({"policy": versions[0].policy, "version": {"$in": numbers}, "state": str(state)})
 
 
 def _slices(policies: Some[PolicyName]) -> Iterator[Sequence[PolicyName]]:
