@@ -153,7 +153,9 @@ def _row(item: dict[str, Any]) -> list[object]:
 
 def _data_line(change: dict[str, Any]) -> str:
     old, new = (json.dumps(change.get(side), ensure_ascii=False) for side in ("from", "to"))
-    path = change["path"] or "/"
+    path = change["path"]
+    if not path:  # data.json came or went
+        return f"+ {new}" if change["from"] is None else f"- {old}" if change["to"] is None else f"~ {old} -> {new}"
     if change["op"] == "add":
         return f"+ {path}: {new}"
     return f"- {path}: {old}" if change["op"] == "remove" else f"~ {path}: {old} -> {new}"

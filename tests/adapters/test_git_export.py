@@ -52,6 +52,16 @@ async def test_the_whole_branch_is_there_and_needs_the_mirror_no_more(
     assert git(tmp_path / "out.git", "show", f"main:{ALPHA}") == "package projects.alpha"
 
 
+async def test_the_folder_may_be_named_from_where_one_stands(
+    source: GitSource, mirror: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """git runs in a folder of its own; a person typed `policies.git`, and got "not a git repository"."""
+    await source.fetch()
+    monkeypatch.chdir(tmp_path)
+    assert out(Path("mirror.git"), Path("policies.git")).commits == 1
+    assert git(tmp_path / "policies.git", "fsck", "--full") == ""
+
+
 async def test_a_push_that_no_fetch_has_seen_yet_is_in_it(source: GitSource, mirror: Path, tmp_path: Path) -> None:
     base = await source.fetch()
     edit = Edit(project_policy("new"), Content(b"package projects.new\n"), Identity("Ann", "ann@example.org"), "New")

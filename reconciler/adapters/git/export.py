@@ -42,6 +42,7 @@ def export(
     each step. Every object is verified. Raises `StalledError` for what a person must change, `TransientError` when git
     could not do its work. The mirror is only read, also while a server uses it.
     """
+    into = into.absolute()  # git runs in another folder
     source = _opened(mirror)
     head = _found(source, commit) if commit else _newest(source, mirror)
     if into.exists() and (not into.is_dir() or any(into.iterdir())):
