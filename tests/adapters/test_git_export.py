@@ -53,7 +53,7 @@ async def test_the_whole_branch_is_there_and_needs_the_mirror_no_more(
 
 
 async def test_the_folder_may_be_named_from_where_one_stands(
-    source: GitSource, mirror: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    source: GitSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """git runs in a folder of its own; a person typed `policies.git`, and got "not a git repository"."""
     await source.fetch()
