@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import pytest
-from fixtures.engine import SOON, Engine, Lag
+from fixtures.engine import MOST_LAG, SOON, Engine, Lag
 from fixtures.etcd import EtcdServer, eventually
 from fixtures.git import Remote
 from fixtures.host import Host
@@ -22,8 +22,6 @@ from reconciler.core.conditions import Condition
 from reconciler.settings import LoopSettings
 
 ALPHA = "policies/projects/alpha/rego.rego"
-MOST_LAG = 0.25
-"""Seconds: what the promised 50 ms become on a machine that many share."""
 
 
 def says(word: str) -> dict[str, bytes]:
