@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Container, Mapping, Sequence
-from itertools import islice
 from typing import Final
 
 from reconciler.core.errors import COMMIT_NOT_FOUND, TransientError
@@ -62,10 +62,7 @@ class SharedLedger:
             line = await self.line(head, self.ledger.positions)
             if not line:
                 return False
-            steps = iter(line)
-            while part := list(islice(steps, PAGE_COMMITS)):
-                if not await self._claim_part(generation, part):
-                    break
+            await self._claim_line(generation, line)
         return True
 
     async def line(self, head: str, known: Container[str] = ()) -> Sequence[str]:
@@ -113,9 +110,24 @@ class SharedLedger:
             pages = await self._store.pages(mark.generation, ledger.end)
         return mark.position <= ledger.end
 
-    async def _claim_part(self, generation: str, part: Sequence[str]) -> bool:
-        """Claim the places of these commits; false once another recorder was first: the line must be read again."""
-        commits = await self._read(part)
+    async def _claim_line(self, generation: str, line: Sequence[str]) -> None:
+        """Claim the places of these commits until another recorder was first: the line must be read again then. The
+        next ones are read while some are claimed."""
+        parts = [line[start : start + PAGE_COMMITS] for start in range(0, len(line), PAGE_COMMITS)]
+        ahead = asyncio.ensure_future(self._read(parts[0]))
+        try:
+            for number, part in enumerate(parts, 1):
+                commits = await ahead
+                if number < len(parts):
+                    ahead = asyncio.ensure_future(self._read(parts[number]))
+                if not await self._claim_part(generation, part, commits):
+                    return
+        finally:
+            ahead.cancel()
+            await asyncio.gather(ahead, return_exceptions=True)
+
+    async def _claim_part(self, generation: str, part: Sequence[str], commits: Mapping[str, BranchCommit]) -> bool:
+        """Claim the places of these commits; false once another recorder was first."""
         if missing := [commit for commit in part if commit not in commits]:
             raise TransientError(f"the mirror has no commit {missing[0]} any more", reason=COMMIT_NOT_FOUND)
         left = [commits[commit] for commit in part]

@@ -129,6 +129,7 @@ class RecordWriter:
         """Write versions and what became of older ones; the policies that may have too many now."""
         new = [version for version in versions if version.position >= mark.position]
         kept = survivors(new, self._keep)
+        fresh = mark.position == 1 and await self._store.empty(mark.generation)
         added = 0
 
         async def add(batch: Sequence[StoredVersion]) -> None:
@@ -146,8 +147,8 @@ class RecordWriter:
             await self._each(await self._brought_back(absent, seen, until), add)
         self._metrics.versions.inc(added)
         touched = {version.policy for version in versions} | settled.keys()
-        if mark.position == 1 and added == len(kept):
-            return ()  # a new record, of which nobody else has written anything
+        if fresh and added == len(kept):
+            return ()  # nobody else has written anything
         few, numbers = min(self._keep.applied, self._keep.others), self._shared.ledger.numbers
         return [policy for policy in touched if numbers.get(policy, 0) > few]
 

@@ -90,6 +90,22 @@ class _Trees:
     def __init__(self, repository: pygit2.Repository) -> None:
         self.repository = repository
         self._last: OrderedDict[bytes, bytes] = OrderedDict()
+        self._former: tuple[pygit2.Oid | None, pygit2.Oid | None] = (None, None)
+
+    def folder(self, layout: Layout, commit: pygit2.Commit) -> pygit2.Oid | None:
+        """The folder of all policies in a commit."""
+        return layout.folder_of(self.repository, commit)
+
+    def folders(self, layout: Layout, commit: pygit2.Commit) -> tuple[pygit2.Oid | None, pygit2.Oid | None]:
+        """That of its first parent, which in a history is the one asked for last, and its own."""
+        ids, (former, old) = commit.parent_ids, self._former
+        if not ids:
+            old = None
+        elif ids[0] != former:
+            old = self.folder(layout, commit_of(self.repository, str(ids[0])))
+        new = self.folder(layout, commit)
+        self._former = commit.id, new
+        return old, new
 
     def raw(self, tree: bytes) -> bytes:
         """The tree with this 20-byte id."""
@@ -113,9 +129,7 @@ class _Trees:
 def _changes(
     trees: _Trees, layout: Layout, commit: pygit2.Commit, only: PolicyName | None
 ) -> dict[PolicyName, PolicyChange]:
-    parent = first_parent(trees.repository, commit)
-    new = layout.folder_of(trees.repository, commit)
-    old = None if parent is None else layout.folder_of(trees.repository, parent)
+    old, new = trees.folders(layout, commit)
     if new == old:
         return {}
     places = _places(trees, old, new) if only is None else [(only, _place(trees, old, only), _place(trees, new, only))]
