@@ -200,6 +200,23 @@ class AuditMetrics:
         )
 
 
+class ReceiptMetrics:
+    """What the record of receipts counts."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.pending = Gauge("regops_receipts_pending", "Receipts that wait for MongoDB.", registry=registry)
+        self.recorded = Counter("regops_receipts_recorded_total", "Receipts written to MongoDB.", registry=registry)
+        self.dropped = Counter(
+            "regops_receipts_dropped_total", "Receipts forgotten, as too many waited for MongoDB.", registry=registry
+        )
+        self.failures = Counter(
+            "regops_receipts_failures_total",
+            "Attempts to record receipts that broke off, by reason.",
+            ("reason",),
+            registry=registry,
+        )
+
+
 class ProjectionMetrics:
     """What the projection of the audit log counts."""
 

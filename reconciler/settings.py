@@ -262,6 +262,10 @@ class MongoSettings(_Group):
     """Days for which audit events are kept."""
     audit_queue: Annotated[int, Field(ge=1)] = 10000
     """Audit events that wait in memory while MongoDB is away; the log has them all."""
+    receipt_days: Annotated[int, Field(ge=1, le=3650)] = 90
+    """Days for which it is kept what an OPA enforced, counted from when it no longer did."""
+    receipt_queue: Annotated[int, Field(ge=1)] = 10000
+    """Receipts that wait in memory while MongoDB is away."""
 
 
 class AgentSettings(_Group):

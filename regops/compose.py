@@ -15,13 +15,14 @@ from reconciler.adapters.git import GitSource
 from reconciler.adapters.git.access import Access
 from reconciler.adapters.git.export import Exported, export
 from reconciler.adapters.git.worktree import commit_folder, commit_of
-from reconciler.adapters.mongo import MongoAudit, MongoDatabase, MongoVersions
+from reconciler.adapters.mongo import MongoAudit, MongoDatabase, MongoReceipts, MongoVersions
 from reconciler.adapters.opa import OpaCompiler
 from reconciler.core.errors import StalledError, TransientError
 from reconciler.core.guards import Limits as DeletionLimits
 from reconciler.core.keyspace import Keyspace
 from reconciler.core.limits import Limits
 from reconciler.core.ports import Identity, KeyValueStore, Source
+from reconciler.core.receipt_ports import ReceiptStore
 from reconciler.core.record_ports import AuditStore, VersionStore
 from reconciler.reconcile import Reconciler
 from reconciler.settings import EtcdSettings, MongoSettings, Settings
@@ -117,6 +118,7 @@ class Record:
 
     versions: VersionStore
     audit: AuditStore
+    receipts: ReceiptStore
 
 
 @contextlib.asynccontextmanager
@@ -137,7 +139,11 @@ async def open_record(settings: MongoSettings) -> AsyncIterator[Record | None]:
         return
     database = MongoDatabase(uri, settings.database, timeout=settings.timeout, ca_file=settings.ca_file)
     try:
-        yield Record(MongoVersions(database), MongoAudit(database, days=settings.audit_days))
+        yield Record(
+            MongoVersions(database),
+            MongoAudit(database, days=settings.audit_days),
+            MongoReceipts(database, days=settings.receipt_days),
+        )
     finally:
         await database.aclose()
 

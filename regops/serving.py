@@ -20,7 +20,8 @@ from reconciler.core.conditions import FETCH_FAILED, RECONCILING
 from reconciler.core.errors import RegopsError
 from reconciler.core.versions import Retention
 from reconciler.loop import Loop, StatusKeeper
-from reconciler.metrics import LoopMetrics, RecorderMetrics, StoreMetrics
+from reconciler.metrics import LoopMetrics, ReceiptMetrics, RecorderMetrics, StoreMetrics
+from reconciler.receipt_recorder import ReceiptRecorder
 from reconciler.recorder import Recorder
 from reconciler.settings import Settings
 from reconciler.triggers import DriftWatch, Mailbox, watch_files
@@ -104,7 +105,16 @@ class Contender:
         self._status = StatusKeeper(engine.store, self._keyspace, source=place, leader=settings.server.id)
         self._missing: str | None = "it was not started yet"
         self._recorder: Recorder | None = None
+        self._receipts: ReceiptRecorder | None = None
         if engine.record is not None:
+            self._receipts = ReceiptRecorder(
+                engine.store,
+                self._keyspace,
+                engine.record.receipts,
+                limit=settings.mongo.receipt_queue,
+                metrics=ReceiptMetrics(engine.registry),
+                settings=settings.loop,
+            )
             self._recorder = Recorder(
                 engine.source,
                 engine.record.versions,
@@ -134,7 +144,9 @@ class Contender:
                 self._missing = str(error)
                 log.warning("reconciler cannot start", extra={"reason": error.reason, "error": str(error)})
                 await asyncio.sleep(RETRY_SECONDS)
-        await self._compete()
+        # What was followed while leading is written also when another replica leads.
+        await _first_of(self._compete(), *([self._receipts.run()] if self._receipts else []))
+        raise AssertionError("a task without an end has ended")
 
     async def _compete(self) -> NoReturn:
         """Campaign, lead, and again; an etcd that is away is asked again."""
@@ -160,6 +172,7 @@ class Contender:
                     with self._leading():
                         beside = [engine.audit.passes, self._recorder, engine.audit.commits]
                         recording = [each.run() for each in beside if each is not None]
+                        recording += [self._receipts.follow()] if self._receipts else []
                         await _first_of(loop.run(leadership), drift.run(), leadership.lost(), *recording)
             except RegopsError as error:
                 log.warning("no lead", extra={"reason": error.reason, "error": str(error)})

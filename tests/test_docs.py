@@ -23,7 +23,7 @@ DOCS = ROOT / "docs"
 OPERATIONS = (DOCS / "operations.md").read_text()
 PAGES = sorted([*ROOT.glob("*.md"), *DOCS.rglob("*.md"), *(ROOT / "policies-example").rglob("*.md")])
 NO_REASONS = {"EtcdStore", "GitSource", "OpaCompiler", "PolicyName", "ToolError"}
-NO_REASONS |= {"MongoAudit", "MongoDatabase", "MongoVersions", "RetryableWriteError"}
+NO_REASONS |= {"MongoAudit", "MongoDatabase", "MongoReceipts", "MongoVersions", "RetryableWriteError"}
 """Words of this form in the code that are names of types."""
 
 

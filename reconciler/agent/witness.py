@@ -129,6 +129,7 @@ class Witness:
             error=self._error(),
             stale=self._stale(),
             stages=dict(enforced.stages) or None,
+            digest=enforced.digest,
         )
 
     def _settle(self, proof: Proof, *, tell: bool = True) -> None:
@@ -151,7 +152,7 @@ class Witness:
         if entry is None:
             return _Enforced()
         entry.stages.setdefault("enforced_at", rfc3339_now())
-        return _Enforced(entry.commit, tuple(sorted(entry.stages.items())))
+        return _Enforced(entry.commit, tuple(sorted(entry.stages.items())), etag)
 
     def _error(self) -> str | None:
         refusal = self.proof.refused.get(self._offered.bundle.etag) if self._offered else None
@@ -168,6 +169,7 @@ class Witness:
 class _Enforced:
     commit: str | None = None
     stages: tuple[tuple[str, str], ...] = ()
+    digest: str | None = None
 
 
 def rfc3339_now() -> str:
