@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from aiohttp import web
 from prometheus_client import CollectorRegistry
 
-from api import admin, audit_trail, differences, documents, keys, policies, status, versions, wire, writes
+from api import admin, audit_trail, differences, documents, fleet_at, keys, policies, status, versions, wire, writes
 from api.audited import Auditor
 from api.auth import Authorizer, Verifier
 from api.envelope import envelope
@@ -21,6 +21,7 @@ from api.statusview import Observed
 from reconciler.agent.mirror import Mirror
 from reconciler.core.keyspace import Keyspace
 from reconciler.core.ports import KeyValueStore, Source
+from reconciler.core.receipt_ports import ReceiptStore
 from reconciler.core.record_ports import AuditStore
 from reconciler.core.records import Held
 from reconciler.idempotency import Ledger
@@ -58,6 +59,7 @@ class Parts:
     operations: Operations
     history: VersionHistory
     audit_trail: AuditStore | None = None
+    receipts: ReceiptStore | None = None
     waits_for: Callable[[], Mapping[str, str]] = dict
     """What else keeps the replica from being ready, by outside system: see `api.status.readyz`."""
     serve_metrics: bool = True
@@ -91,6 +93,7 @@ def create_app(parts: Parts) -> web.Application:
     app[keys.OPERATIONS] = parts.operations
     app[keys.HISTORY] = parts.history
     app[keys.AUDIT_TRAIL] = parts.audit_trail
+    app[keys.RECEIPTS] = parts.receipts
     app.on_shutdown.append(_answer_all)
     app.add_routes(
         web.RouteDef(route.method, route.path, route.handler, {**route.kwargs, "expect_handler": wire.expect})
@@ -113,6 +116,7 @@ def routes() -> list[web.RouteDef]:
         web.get("/healthz", status.healthz),
         web.get("/readyz", status.readyz),
         web.get("/status", status.status),
+        web.get("/fleet", fleet_at.fleet),
         web.get("/openapi.json", documents.openapi),
         web.get("/docs", documents.page),
         web.get("/policies", policies.list_policies),

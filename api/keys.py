@@ -19,6 +19,7 @@ from api.statusview import Observed
 from reconciler.agent.mirror import Mirror
 from reconciler.core.keyspace import Keyspace
 from reconciler.core.ports import KeyValueStore, Source
+from reconciler.core.receipt_ports import ReceiptStore
 from reconciler.core.record_ports import AuditStore
 from reconciler.core.records import Held, Record
 from reconciler.idempotency import Ledger
@@ -51,3 +52,4 @@ PROGRESS = web.AppKey("progress", Progress)
 OPERATIONS = web.AppKey("operations", Operations)
 HISTORY = web.AppKey("history", VersionHistory)
 AUDIT_TRAIL: web.AppKey[AuditStore | None] = web.AppKey("audit_trail")
+RECEIPTS: web.AppKey[ReceiptStore | None] = web.AppKey("receipts")

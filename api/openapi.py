@@ -90,6 +90,7 @@ _PARAMETERS: Final[Mapping[str, tuple[str, dict[str, Any], str]]] = {
         {"type": "string", "format": "date-time"},
         "What was live at this time: the version, with its text, as `/versions/{version}` gives it.",
     ),
+    "fleet_at": ("query", {"type": "string", "format": "date-time"}, "What was enforced at this time."),
     "policy": ("query", {"type": "string"}, "`platform`, `projects/<project>` or `<project>`."),
     **{
         name: ("query", {"type": "string", "minLength": 1, "maxLength": 200}, f"Only events with this {says}.")
@@ -223,7 +224,7 @@ def _problem(status: int, operation: Operation) -> dict[str, Any]:
 def _parameter(name: str) -> dict[str, Any]:
     place, schema, says = _PARAMETERS[name]
     return {
-        "name": name.rpartition("_")[2] if name == "versions_limit" else name,
+        "name": name.rpartition("_")[2] if name in {"versions_limit", "fleet_at"} else name,
         "in": place,
         "required": False,
         "schema": schema,

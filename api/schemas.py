@@ -412,3 +412,37 @@ class Status(_Open):
     ignored_files: list[str]
     """Paths in the repository that are not published."""
     agents: list[Agent]
+
+
+class FleetAgent(_Open):
+    """What one OPA proved to enforce."""
+
+    id: str
+    datacentre: str
+    scope: str
+    """`all`, or the projects that this OPA answers for."""
+    state: Literal["known", "unknown"]
+    reason: str | None
+    """Why it is unknown: `withdrawn` (the proof was lost, as while a bundle is activated), `silent` (the agent gave no
+    sign of life), `unobserved` (nobody recorded)."""
+    commit: str | None
+    """`null`: unknown; `none`: the empty bundle."""
+    enforced_revision: str | None
+    """The same as `/status` names it."""
+    since: str
+    """Since when it is so."""
+    to: str | None
+    """Until when it was so; `null` while it lasts, and where it is unknown."""
+    last_commit: str | None
+    """What was proven last."""
+    opa_version: str | None
+    error: str | None
+
+
+class Fleet(_Schema):
+    """What each OPA enforced at a time."""
+
+    at: str
+    agents: list[FleetAgent]
+    missing: str | None
+    """What the record does not have of that time; `null`: nothing is missing."""

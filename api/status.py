@@ -76,12 +76,12 @@ async def _observe(app: web.Application) -> Observed:
         Range(space.leader),
     )
     record, applied, suspended, helds, metas, receipts, alives, leader = read.ranges
-    held = {kv.key.removeprefix(space.helds): _decoded(Held, kv) for kv in helds}
-    found = [_decoded(Receipt, kv) for kv in receipts]
+    held = {kv.key.removeprefix(space.helds): decoded(Held, kv) for kv in helds}
+    found = [decoded(Receipt, kv) for kv in receipts]
     return Observed(
-        record=_decoded(StatusRecord, record[0]) if record else None,
-        applied=_decoded(Applied, applied[0]) if applied else None,
-        suspended=(_decoded(Suspended, suspended[0]) or Suspended("", "", "")) if suspended else None,
+        record=decoded(StatusRecord, record[0]) if record else None,
+        applied=decoded(Applied, applied[0]) if applied else None,
+        suspended=(decoded(Suspended, suspended[0]) or Suspended("", "", "")) if suspended else None,
         held={name: value for name, value in held.items() if value is not None},
         live=len(metas),
         receipts=tuple(receipt for receipt in found if receipt is not None),
@@ -90,7 +90,8 @@ async def _observe(app: web.Application) -> Observed:
     )
 
 
-def _decoded(kind: type[keys.RecordT], kv: KeyValue) -> keys.RecordT | None:
+def decoded(kind: type[keys.RecordT], kv: KeyValue) -> keys.RecordT | None:
+    """The record under a key; ``None`` for what cannot be read."""
     try:
         return kind.decode(kv.value)
     except (ValueError, TypeError, KeyError):

@@ -18,12 +18,13 @@ from reconciler.core.conditions import (
     Condition,
     StatusRecord,
 )
-from reconciler.core.model import PLATFORM, PolicyName, policy_name
+from reconciler.core.model import PLATFORM, PolicyName, policy_name, project_policy
 from reconciler.core.records import Applied, Held, Receipt, Suspended
 
 FORGOTTEN: Final = timedelta(days=7)
 """An agent that has been silent for so long no longer counts."""
 _NAMED: Final = 5
+_HIDDEN: Final = "this OPA reports an error, which a platform admin may read"
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +44,7 @@ class Observed:
 
 def status_document(seen: Observed, source: Mapping[str, str], now: datetime) -> dict[str, Any]:
     """The document of "The status document" in docs/operations.md; revisions as ``<branch>@sha1:<commit>``."""
-    agents = [receipt for receipt in seen.receipts if not _forgotten(receipt, seen, now)]
+    agents = counted(seen, now)
     record = seen.record
     conditions = (*_conditions(seen, now), _healthy(seen, agents, now))
     branch = (record.source if record else source).get("branch", "")
@@ -52,8 +53,8 @@ def status_document(seen: Observed, source: Mapping[str, str], now: datetime) ->
         "sync": {"status": _sync(seen, conditions)},
         "health": {"status": _health(seen, conditions, agents)},
         "source": {name: (record.source if record else source).get(name, "") for name in ("remote", "branch", "path")},
-        "last_attempted_revision": _revision(branch, record.last_attempted_revision if record else None),
-        "last_applied_revision": _revision(branch, seen.applied.commit if seen.applied else None),
+        "last_attempted_revision": revision(branch, record.last_attempted_revision if record else None),
+        "last_applied_revision": revision(branch, seen.applied.commit if seen.applied else None),
         "last_applied_at": seen.applied.at if seen.applied else None,
         "last_handled_reconcile_at": record.last_handled_reconcile_at if record else None,
         "suspended": seen.suspended is not None,
@@ -66,7 +67,7 @@ def status_document(seen: Observed, source: Mapping[str, str], now: datetime) ->
         "warnings": list(record.warnings) if record else [],
         "leader": record.leader if record and seen.led else None,
         "last_apply": record.last_apply if record else None,
-        "agents": [_agent(receipt, seen, branch) for receipt in agents],
+        "agents": [agent_of(receipt, seen, branch) for receipt in agents],
     }
 
 
@@ -90,8 +91,31 @@ def narrowed(document: dict[str, Any], may_read: Callable[[PolicyName], bool]) -
         "blocked_deletions": [name for name in document["blocked_deletions"] if mine(name)],
         "ignored_files": [path for path in document["ignored_files"] if mine(path)],
         "foreign_keys": [],
+        "agents": narrowed_agents(document["agents"], may_read),
         "warnings": [text for text in document["warnings"] if mine(text.partition(":")[0])],
     }
+
+
+def narrowed_agents(agents: list[dict[str, Any]], may_read: Callable[[PolicyName], bool]) -> list[dict[str, Any]]:
+    """The agents for a caller who may not read everything: no project of theirs that it may not read, and no words of
+    an OPA, which name files and lines."""
+    if may_read(PLATFORM):
+        return agents
+    found = []
+    for agent in agents:
+        kind, colon, names = agent["scope"].partition(":")
+        mine = [name for name in names.split(",") if _mine(name, may_read)] if kind == "projects" else []
+        if kind == "all" or mine:
+            scope = f"{kind}{colon}{','.join(mine)}"
+            found.append({**agent, "scope": scope, "error": _HIDDEN if agent["error"] else agent["error"]})
+    return found
+
+
+def _mine(project: str, may_read: Callable[[PolicyName], bool]) -> bool:
+    try:
+        return may_read(project_policy(project))
+    except ValueError:
+        return False
 
 
 def _conditions(seen: Observed, now: datetime) -> tuple[Condition, ...]:
@@ -155,13 +179,19 @@ def _health(seen: Observed, conditions: Iterable[Condition], agents: list[Receip
     return "Progressing" if RECONCILING in state or state.get(HEALTHY) == "False" else "Healthy"
 
 
-def _agent(receipt: Receipt, seen: Observed, branch: str) -> dict[str, Any]:
+def counted(seen: Observed, now: datetime) -> list[Receipt]:
+    """The receipts of the agents that count: an agent that is silent for long does not."""
+    return [receipt for receipt in seen.receipts if not _forgotten(receipt, seen, now)]
+
+
+def agent_of(receipt: Receipt, seen: Observed, branch: str) -> dict[str, Any]:
+    """What one OPA proves to enforce: an item of ``agents``."""
     alive = f"{receipt.datacentre}/{receipt.id}" in seen.alive
     return {
         "id": receipt.id,
         "datacentre": receipt.datacentre,
         "scope": receipt.scope,
-        "enforced_revision": _revision(branch, receipt.enforced_revision) if alive else None,
+        "enforced_revision": revision(branch, receipt.enforced_revision) if alive else None,
         "since": receipt.since,
         "opa_version": receipt.opa_version,
         "opa": receipt.opa,
@@ -181,7 +211,8 @@ def _forgotten(receipt: Receipt, seen: Observed, now: datetime) -> bool:
         return False
 
 
-def _revision(branch: str, commit: str | None) -> str | None:
+def revision(branch: str, commit: str | None) -> str | None:
+    """A commit as the status names it; that of the empty bundle, and none, stay."""
     return commit if commit in {None, "none"} else f"{branch}@sha1:{commit}"
 
 

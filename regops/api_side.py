@@ -132,6 +132,7 @@ async def open_api(engine: Engine, group: asyncio.TaskGroup, candidacy: Candidac
             operations=Operations(store, space),
             history=VersionHistory(engine.source, engine.record.versions if engine.record else None, held=_holds(held)),
             audit_trail=engine.record.audit if engine.record else None,
+            receipts=engine.record.receipts if engine.record else None,
             waits_for=candidacy.waits_for if candidacy else dict,
             serve_metrics=settings.server.metrics_port is None,
         )

@@ -13,7 +13,8 @@ from reconciler.core.ports import Delete, Range, Transaction
 from regops import compose
 from regops.commands.errors import one_line
 from regops.commands.table import table
-from regops.commands.target import Target, get_status, place_of, target_options
+from regops.commands.target import Target, get, get_status, place_of, target_options
+from regops.commands.times import parse_time
 
 
 @click.command(
@@ -91,6 +92,28 @@ def _fleet(status: dict[str, Any]) -> str:
     return table(["AGENT", "DATACENTRE", "SCOPE", "ENFORCES", "SINCE", "OPA", "ERROR"], rows)
 
 
+def _fleet_then(document: dict[str, Any]) -> str:
+    rows = [
+        [
+            agent["id"],
+            agent["datacentre"],
+            agent["scope"],
+            (agent["commit"] or "unknown")[:12],
+            agent["since"],
+            agent["to"] or "",
+            agent["error"] or _doubt(agent),
+        ]
+        for agent in document["agents"]
+    ]
+    shown = table(["AGENT", "DATACENTRE", "SCOPE", "ENFORCED", "SINCE", "UNTIL", "NOTE"], rows) if rows else "No agent"
+    return f"{shown}\n\nMissing: {document['missing']}" if document["missing"] else shown
+
+
+def _doubt(agent: dict[str, Any]) -> str:
+    """Why it is not known what was enforced."""
+    return f"{agent['reason']}; before: {agent['last_commit'][:12]}" if agent["reason"] else ""
+
+
 def _quiet(agent: dict[str, Any]) -> str:
     """What is wrong with an agent that reports no error."""
     if not agent["alive"]:
@@ -105,17 +128,26 @@ def _quiet(agent: dict[str, Any]) -> str:
 Examples:
   regops fleet
   regops fleet --json
+  regops fleet --at 2h
+  regops fleet --at 2026-01-31T12:00:00Z
   regops fleet forget agent-3
 """,
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the agents as JSON.")
+@click.option("--at", "time", metavar="TIME", help="As it was then: RFC 3339, or how long ago (30s, 15m, 2h, 7d).")
 @target_options
 @click.pass_context
 @one_line
-def fleet(context: click.Context, target: Target, *, as_json: bool) -> None:
-    """Show each OPA's agent and the commit that the OPA proves to enforce."""
+def fleet(context: click.Context, target: Target, time: str | None, *, as_json: bool) -> None:
+    """Show each OPA's agent and the commit that the OPA proves to enforce, or with --at proved to enforce then.
+
+    What was enforced is recorded in MongoDB, for 90 days (the setting `mongo.receipt_days`).
+    """
     context.obj = target
-    if context.invoked_subcommand is None:
+    if context.invoked_subcommand is None and time is not None:
+        document = asyncio.run(get(target, "/fleet", {"at": parse_time(time)}))
+        click.echo(json.dumps(document, indent=2, ensure_ascii=False) if as_json else _fleet_then(document))
+    elif context.invoked_subcommand is None:
         document = asyncio.run(get_status(target))
         agents = json.dumps(document["agents"], indent=2, ensure_ascii=False)
         click.echo(agents if as_json else _fleet(document))
