@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Awaitable, Callable
 
-from benchmarks import api_report, memory, passes, propagation, recording, served
+from benchmarks import api_report, drills, memory, passes, propagation, recording, served
 from benchmarks.report import Table
 
 Section = Callable[[bool], Awaitable[Table]]
@@ -40,6 +40,10 @@ SECTIONS: dict[str, tuple[str, Section]] = {
     "record-lag": (
         "pass ended → its version in MongoDB",
         lambda quick: recording.record_lag(*((10, 5) if quick else (100, 100))),
+    ),
+    "drills": (
+        "etcd and MongoDB lost, until they are filled again",
+        lambda quick: drills.drills(*((100, 500) if quick else (10_000, 10_000))),
     ),
     "growth": ("memory over many passes", lambda quick: passes.growth(100, 100 if quick else 1000)),
 }
