@@ -13,6 +13,7 @@ from api.audited import Auditor
 from api.auth import Authorizer, Verifier
 from api.envelope import envelope
 from api.followed import Followed
+from api.hooks import PROVIDERS, Hooks, taking
 from api.progress import Progress
 from api.ratelimit import Gate
 from api.rendered import Rendered
@@ -58,6 +59,7 @@ class Parts:
     progress: Progress
     operations: Operations
     history: VersionHistory
+    hooks: Hooks
     audit_trail: AuditStore | None = None
     receipts: ReceiptStore | None = None
     waits_for: Callable[[], Mapping[str, str]] = dict
@@ -94,6 +96,7 @@ def create_app(parts: Parts) -> web.Application:
     app[keys.HISTORY] = parts.history
     app[keys.AUDIT_TRAIL] = parts.audit_trail
     app[keys.RECEIPTS] = parts.receipts
+    app[keys.HOOKS] = parts.hooks
     app.on_shutdown.append(_answer_all)
     app.add_routes(
         web.RouteDef(route.method, route.path, route.handler, {**route.kwargs, "expect_handler": wire.expect})
@@ -140,6 +143,7 @@ def routes() -> list[web.RouteDef]:
         web.get("/policies/platform/diff", differences.diff),
         web.get("/policies/{project}/diff", differences.diff),
         web.get("/audit", audit_trail.audit),
+        *(web.post(f"/hooks/{name}", taking(name)) for name in PROVIDERS),
         web.post("/admin/sync", admin.sync),
         web.post("/admin/suspend", admin.suspend),
         web.post("/admin/resume", admin.resume),

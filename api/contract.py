@@ -9,6 +9,7 @@ from typing import Any, Final
 from pydantic import BaseModel
 
 from api import schemas
+from api.hooks import PROVIDERS
 
 JSON: Final = "application/json"
 MERGE: Final = "application/merge-patch+json"
@@ -47,12 +48,14 @@ class Operation:
 
 POLICIES: Final = "Policies"
 HISTORY: Final = "History"
+HOOKS: Final = "Webhooks"
 ADMINISTRATION: Final = "Administration"
 OBSERVATION: Final = "Observation"
 TAGS: Final[Mapping[str, str]] = {
     POLICIES: "Read what is live; write by committing to the policy repository.",
     HISTORY: "What was: versions, who made them, what changed, what was live when.",
     ADMINISTRATION: "For platform admins: what a person tells the reconciler. Audited.",
+    HOOKS: "A Git host says that something was pushed: the leader looks at once instead of at its next poll.",
     OBSERVATION: "What is applied and enforced, health, and this document.",
 }
 
@@ -97,7 +100,7 @@ def operations() -> list[Operation]:
             _validate(scope, path),
             _rollback(scope, path),
         ]
-    return found + _history() + _administration() + _observation()
+    return found + _history() + _administration() + _hooks() + _observation()
 
 
 # --- policies --------------------------------------------------------------------------------------------------------
@@ -335,6 +338,34 @@ def _command(
         body_required=body is not None and any(known.is_required() for known in body.model_fields.values()),
         example="-X POST" if body is None else "-H 'Content-Type: application/json' -d '{…}'",
     )
+
+
+def _hooks() -> list[Operation]:
+    says = {
+        "github": "A webhook of GitHub: `X-Hub-Signature-256`.",
+        "gitlab": "A webhook of GitLab: `X-Gitlab-Token`.",
+        "gitea": "A webhook of Gitea or Forgejo: `X-Gitea-Signature`, `X-Forgejo-Signature`.",
+        "generic": "Any other: `Authorization: Bearer <secret>`, or `X-Regops-Signature: sha256=<HMAC of the body>`. "
+        "The body may be empty, or have `ref` and `repository`.",
+    }
+    return [
+        Operation(
+            "post",
+            f"/hooks/{name}",
+            f"hook_{name}",
+            HOOKS,
+            says[name],
+            {
+                200: Reply("A test event.", schemas.HookAnswer),
+                202: Reply("Taken: the leader looks at the repository, or why it does not.", schemas.HookAnswer),
+            },
+            problems=(400, 401, 403, 408, 413),
+            body={JSON: {"type": "object"}, "application/x-www-form-urlencoded": {"type": "object"}},
+            body_required=False,
+            open=True,
+        )
+        for name in PROVIDERS
+    ]
 
 
 def _observation() -> list[Operation]:

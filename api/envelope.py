@@ -15,6 +15,7 @@ from aiohttp import web
 from api import keys
 from api.audited import ATTEMPT, attempt_of
 from api.auth import authorization_of
+from api.hooks import PROVIDERS
 from api.problems import ProblemError, problem_of
 from api.requests import CALLER
 from api.wire import check_expectation
@@ -22,8 +23,10 @@ from api.wire import check_expectation
 log = logging.getLogger("api.request")
 
 REQUEST_ID: web.RequestKey[str] = web.RequestKey("request_id", str)
-OPEN: Final = frozenset({"/healthz", "/readyz", "/metrics", "/openapi.json", "/docs"})
-"""Routes that need no token."""
+OPEN: Final = frozenset(
+    {"/healthz", "/readyz", "/metrics", "/openapi.json", "/docs", *(f"/hooks/{name}" for name in PROVIDERS)}
+)
+"""Routes that need no token; hooks have proofs of their own."""
 _METHODS: Final = frozenset({"GET", "HEAD", "PUT", "PATCH", "DELETE", "POST", "OPTIONS"})
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]

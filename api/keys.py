@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from aiohttp import web
 from prometheus_client import CollectorRegistry
@@ -27,6 +27,9 @@ from reconciler.metrics import ApiMetrics
 from reconciler.operations import Operations
 from reconciler.version_history import VersionHistory
 from reconciler.writer import Writer
+
+if TYPE_CHECKING:
+    from api.hooks import Hooks  # it asks for its key here
 
 RecordT = TypeVar("RecordT", bound=Record)
 
@@ -53,3 +56,4 @@ OPERATIONS = web.AppKey("operations", Operations)
 HISTORY = web.AppKey("history", VersionHistory)
 AUDIT_TRAIL: web.AppKey[AuditStore | None] = web.AppKey("audit_trail")
 RECEIPTS: web.AppKey[ReceiptStore | None] = web.AppKey("receipts")
+HOOKS: web.AppKey[Hooks] = web.AppKey("hooks")

@@ -272,6 +272,14 @@ class AuditPage(_Schema):
 # --- administration --------------------------------------------------------------------------------------------------
 
 
+class HookAnswer(_Schema):
+    """What a webhook came to."""
+
+    result: Literal["looking", "pong", "ignored_event", "ignored_repository", "ignored_branch"]
+    reason: str | None = Field(default=None, json_schema_extra=_never_null)
+    """Why it is not acted on."""
+
+
 class SyncBody(_Schema):
     """What the look should do besides."""
 

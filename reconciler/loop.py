@@ -56,6 +56,10 @@ class Leading(Protocol):
         ...
 
 
+HOOKS_TRUSTED: Final = 3600.0
+"""Seconds after the last webhook for which others are expected."""
+
+
 class AtHand(Protocol):
     """The write side of the branch, as far as the loop knows it."""
 
@@ -179,7 +183,11 @@ class Loop:
             while not leadership.valid():  # noqa: ASYNC110 time alone ends it, so nobody could set an event
                 await asyncio.sleep(_LEAD_SECONDS)
             await self._turn(leadership, trigger)
-            trigger = await self._mailbox.take(next_look(self._failures, self._git.poll_interval, self._settings))
+            trigger = await self._mailbox.take(next_look(self._failures, self._poll(), self._settings))
+
+    def _poll(self) -> float:
+        """Seconds between two looks: more while webhooks tell of every commit."""
+        return poll_of(self._git, self._mailbox.hooked_at, monotonic())
 
     async def _load_status(self) -> None:
         try:
@@ -209,6 +217,8 @@ class Loop:
         else:
             self._failures = 0
             self._renew = False
+            if trigger.kind is Kind.POLL and result.wrote and result.commit != result.before:
+                self._mailbox.hooked_at = None  # no webhook told of it
             self._succeeded(result, trigger, monotonic() - started)
             await self._publish(leadership, self._record(result, trigger))
 
@@ -318,6 +328,13 @@ class Loop:
             **result.stages,
             **_counts(result),
         }
+
+
+def poll_of(git: GitSettings, hooked_at: float | None, now: float) -> float:
+    """Seconds between two polls; ``hooked_at`` is when a webhook came last, on the clock of ``now``."""
+    if hooked_at is None or now - hooked_at > HOOKS_TRUSTED:
+        return git.poll_interval
+    return max(git.poll_interval, git.hooked_poll_interval)
 
 
 def next_look(failures: int, poll: float, settings: LoopSettings) -> float:

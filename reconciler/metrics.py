@@ -149,6 +149,19 @@ class ApiMetrics:
         duration.observe(seconds)
 
 
+class HookMetrics:
+    """What webhooks came to."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.hooks = Counter(
+            "regops_hooks_total",
+            "Webhooks, by provider and result: looking, pong, ignored_event, ignored_repository, ignored_branch, "
+            "refused, malformed.",
+            ("provider", "result"),
+            registry=registry,
+        )
+
+
 class WriterMetrics:
     """What the write path counts."""
 

@@ -72,6 +72,9 @@ class GitSettings(_Group):
     """Where the server keeps its bare mirror; a relative path lies in `server.state`."""
     poll_interval: Seconds = 30.0
     """Seconds between two looks at the remote when nothing else triggers one."""
+    hooked_poll_interval: Seconds = 600.0
+    """The same while webhooks arrive (`hooks.secrets_file`): until none came for an hour, or a look found a commit that
+    none had told of. Never less than `git.poll_interval`."""
     fetch_timeout: Seconds = 60.0
     """Seconds after which a fetch is ended and counts as failed; in a first clone, so many without any progress."""
     clone_timeout: Seconds = 600.0
@@ -234,6 +237,16 @@ class ApiSettings(_Group):
     """Seconds that a write waits for the remote: for one fetch, and for finding out what became of a push."""
 
 
+class HooksSettings(_Group):
+    """Webhooks of the Git host."""
+
+    secrets_file: Path | None = None
+    """File with the secrets that hooks are signed with, one in a line, several while one replaces another; read again
+    when it changes. Without it hooks are refused."""
+    repositories: tuple[str, ...] = ()
+    """More URLs of the repository, where the host names it otherwise than `git.remote` does."""
+
+
 class AuditSettings(_Group):
     """The audit trail."""
 
@@ -347,6 +360,7 @@ class Settings(_Group):
     loop: LoopSettings = LoopSettings()
     server: ServerSettings = ServerSettings()
     api: ApiSettings = ApiSettings()
+    hooks: HooksSettings = HooksSettings()
     audit: AuditSettings = AuditSettings()
     mongo: MongoSettings = MongoSettings()
     agent: AgentSettings = AgentSettings()

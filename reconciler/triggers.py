@@ -14,7 +14,8 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
-from typing import Protocol
+from time import monotonic
+from typing import Final, Protocol
 from urllib.parse import unquote, urlsplit
 
 from watchdog.events import FileSystemEvent, FileSystemEventHandler
@@ -27,12 +28,17 @@ from reconciler.core.ports import KeyValueStore, Range, WatchBatch
 log = logging.getLogger(__name__)
 
 
+HOOKED: Final = b"hook"
+"""The value of the key ``pushed`` when a webhook came to a replica that does not lead."""
+
+
 class Kind(StrEnum):
     """Why the loop looks; the values are metric labels."""
 
     START = "start"
     POLL = "poll"
     PUSH = "push"
+    HOOK = "hook"
     DRIFT = "drift"
     REQUEST = "request"
     API = "api"
@@ -55,11 +61,15 @@ class Mailbox:
     def __init__(self, clock: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
         self._clock = clock
         self._slot: Trigger | None = None
+        self.hooked_at: float | None = None
+        """When a webhook came last (`monotonic`); ``None`` when none did, or since one failed to come."""
         self._filled = asyncio.Event()
 
     def put(self, kind: Kind) -> None:
         """Ask for a look. Never blocks; to be called in the event loop's thread."""
         fetch = kind is not Kind.API
+        if kind is Kind.HOOK:
+            self.hooked_at = monotonic()
         if self._slot is None:
             self._slot = Trigger(kind, self._clock(), fetch)
             self._filled.set()
@@ -131,7 +141,8 @@ class DriftWatch:
             foreign = [event for event in batch.events if not await self._reconciler.wrote(event.kv.mod_revision)]
             if foreign:
                 drift = any(event.kv.key.startswith(self._keyspace.policies) for event in foreign)
-                self._look(Kind.DRIFT if drift else Kind.REQUEST)
+                hook = any(event.kv.key == self._keyspace.pushed and event.kv.value == HOOKED for event in foreign)
+                self._look(Kind.DRIFT if drift else Kind.HOOK if hook else Kind.REQUEST)
 
     def _look(self, kind: Kind) -> None:
         self._reconciler.invalidate()

@@ -17,6 +17,7 @@ from api.audited import Auditor
 from api.auth import open_access
 from api.fleet import Fleet
 from api.followed import Followed
+from api.hooks import Hooks, Secrets
 from api.progress import Progress
 from api.ratelimit import Gate
 from api.requestlog import RequestLog
@@ -31,10 +32,10 @@ from reconciler.core.versions import Hold
 from reconciler.edit_judge import EditJudge, LivePlatform
 from reconciler.edits import Write
 from reconciler.idempotency import Ledger
-from reconciler.metrics import ApiMetrics, WriterMetrics
+from reconciler.metrics import ApiMetrics, HookMetrics, WriterMetrics
 from reconciler.operations import Operations
 from reconciler.settings import Settings
-from reconciler.triggers import Kind, Mailbox
+from reconciler.triggers import HOOKED, Kind, Mailbox
 from reconciler.validation import Judge
 from reconciler.version_history import VersionHistory
 from reconciler.writer import Writer
@@ -131,6 +132,13 @@ async def open_api(engine: Engine, group: asyncio.TaskGroup, candidacy: Candidac
             progress=Progress(store, space, mirror, fleet, engine.source),
             operations=Operations(store, space),
             history=VersionHistory(engine.source, engine.record.versions if engine.record else None, held=_holds(held)),
+            hooks=Hooks(
+                await asyncio.to_thread(Secrets, settings.hooks.secrets_file),
+                repositories=(settings.git.remote, *settings.hooks.repositories),
+                branch=settings.git.branch,
+                look=told.hooked,
+                metrics=HookMetrics(engine.registry),
+            ),
             audit_trail=engine.record.audit if engine.record else None,
             receipts=engine.record.receipts if engine.record else None,
             waits_for=candidacy.waits_for if candidacy else dict,
@@ -207,7 +215,7 @@ class _Told:
         self._engine = engine
         self._candidacy = candidacy
         self._key = compose.keyspace(engine.settings.etcd).pushed
-        self._commit: str | None = None
+        self._word = b""
         self._filled = asyncio.Event()
 
     def pushed(self, commit: str) -> None:
@@ -215,7 +223,15 @@ class _Told:
         if self._candidacy is not None and self._candidacy.leads:
             self._engine.mailbox.put(Kind.API)
         else:
-            self._commit = commit
+            self._word = commit.encode()
+            self._filled.set()
+
+    def hooked(self) -> None:
+        """Called with each webhook."""
+        if self._candidacy is not None and self._candidacy.leads:
+            self._engine.mailbox.put(Kind.HOOK)
+        else:
+            self._word = HOOKED
             self._filled.set()
 
     async def run(self) -> None:
@@ -223,7 +239,7 @@ class _Told:
         while True:
             await self._filled.wait()
             self._filled.clear()
-            put = Put(self._key, str(self._commit).encode())
+            put = Put(self._key, self._word)
             try:
                 await self._engine.store.commit(Transaction((), (put,)))
             except RegopsError as error:

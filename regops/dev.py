@@ -25,7 +25,7 @@ from regops.commands.target import DEFAULT_STATE
 from regops.commands.token import token
 from regops.devenvironment import inherited
 from regops.devsettle import settle
-from regops.devstate import DevState
+from regops.devstate import WEBHOOK_SECRET, DevState
 from regops.issuer import Issuer, ready_entries, server_environment
 from regops.issuer import serve as serve_keys
 from regops.supervise import Program, Supervisor
@@ -195,6 +195,7 @@ class _Dev:
         options, folder = self._options, self._state.folder
         indexes = range(options.opas)
         urls = {name: f"http://127.0.0.1:{port}" for name, port in ports.items()}
+        secret = await asyncio.to_thread(self._state.secret)
         remote = options.remote
         if remote is None:
             remote = await asyncio.to_thread(self._state.repository, options.branch, options.path)
@@ -214,6 +215,7 @@ class _Dev:
             "etcd": [urls["etcd"]],
             "opa": [urls[f"opa-{i}"] for i in indexes],
             "mongo": f"mongodb://127.0.0.1:{ports['mongo']}",
+            "webhook_secret": secret,
         }
 
 
@@ -256,6 +258,8 @@ class _Programs:
             "REGOPS_GIT_BRANCH": self.options.branch,
             "REGOPS_GIT_PATH": self.options.path,
             "REGOPS_GIT_POLL_INTERVAL": "1",
+            "REGOPS_GIT_HOOKED_POLL_INTERVAL": "1",
+            "REGOPS_HOOKS_SECRETS_FILE": str(self.folder / WEBHOOK_SECRET),
             "REGOPS_SERVER_PORT": str(self.ports["api"]),
             "REGOPS_SERVER_STATE": str(self.folder / "server"),
             "REGOPS_SERVER_ID": "server",

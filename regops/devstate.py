@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import secrets
 import shutil
 import socket
 import subprocess
@@ -16,6 +17,7 @@ from reconciler.core.errors import StalledError
 from regops.supervise import kill_group, started_at
 
 _MARKER = "regops-dev"
+WEBHOOK_SECRET = "webhook-secret"  # noqa: S105 a file's name
 _GIT_ENVIRONMENT = {
     "GIT_CONFIG_NOSYSTEM": "1",
     "GIT_CONFIG_GLOBAL": "/dev/null",
@@ -37,6 +39,14 @@ class DevState:
     def bare(self) -> Path:
         """Where the seeded repository lies."""
         return self.folder / "git" / "policies.git"
+
+    def secret(self) -> str:
+        """What webhooks are signed with; made once, for nobody else to read."""
+        file = self.folder / WEBHOOK_SECRET
+        if not file.exists():
+            with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as out:
+                out.write(f"{secrets.token_hex(32)}\n")
+        return file.read_text(encoding="utf-8").strip()
 
     def open(self, *, reset: bool) -> list[str]:
         """Take the folder: end what a killed `dev` left behind. Returns the names of what was ended."""

@@ -21,8 +21,9 @@ from reconciler.core.errors import StalledError, TransientError
 from reconciler.core.model import project_policy
 from reconciler.core.ports import Delete, Transaction
 from reconciler.core.records import Applied, Confirmed
-from reconciler.loop import next_look
-from reconciler.settings import LoopSettings
+from reconciler.loop import HOOKS_TRUSTED, next_look, poll_of
+from reconciler.settings import GitSettings, LoopSettings
+from reconciler.triggers import Kind
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -70,6 +71,27 @@ async def test_a_hundred_triggers_while_a_pass_runs_are_one_more_pass(start: Sta
         await asyncio.sleep(0.1)  # a further pass takes a few milliseconds
         assert source.calls["fetch"] == before + 2
         assert engine.metric("triggers_total", kind="push") == 2
+
+
+async def test_polling_stretches_out_while_webhooks_arrive_and_shortens_when_they_stop() -> None:
+    git = GitSettings(remote="memory:", poll_interval=30)
+    assert poll_of(git, None, 1000) == 30
+    assert poll_of(git, 1000, 1000 + HOOKS_TRUSTED) == 600
+    assert poll_of(git, 1000, 1001 + HOOKS_TRUSTED) == 30
+    assert poll_of(GitSettings(remote="memory:", poll_interval=900), 1000, 1000) == 900
+
+
+async def test_a_commit_that_no_webhook_told_of_ends_the_trust_in_them(start: Start, source: InMemorySource) -> None:
+    """The host was told another address, or its hooks were switched off."""
+    async with start(poll=0.1, hooked_poll=0.1).running() as engine:
+        await engine.settled()
+        engine.mailbox.put(Kind.HOOK)
+        looks = engine.metric("triggers_total", kind="poll")
+        await engine.until(lambda: engine.metric("triggers_total", kind="poll") > looks + 1)
+        assert engine.mailbox.hooked_at is not None, "nothing has happened that a hook had to tell"
+        untold = source.commit(says("untold"))
+        await engine.until_applied(untold)
+        await engine.until(lambda: engine.mailbox.hooked_at is None)
 
 
 async def handled(engine: Engine, token: str) -> bool:

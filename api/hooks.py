@@ -1,0 +1,274 @@
+"""Webhooks: a Git host says that something was pushed. A hook only says *look*; what is there, the remote tells.
+
+Each provider's own proof over the raw body: GitHub's and Gitea's HMAC (docs.github.com "Validating webhook deliveries",
+docs.gitea.com "Webhooks"), GitLab's token (docs.gitlab.com "Webhooks").
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import hmac
+import json
+import re
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import parse_qs, urlsplit
+
+from aiohttp import web
+
+from api import keys
+from api.problems import ProblemError
+from reconciler.core.errors import StalledError
+from reconciler.metrics import HookMetrics
+
+MOST: Final = 1024 * 1024
+"""Bytes of a body."""
+SHORTEST: Final = 16
+"""Characters of a secret."""
+_AT_ONCE: Final = 65536
+"""Bytes that are parsed on the event loop."""
+_SECONDS: Final = 10.0
+_SCP: Final = re.compile(r"(?:[^@/]+@)?([^:/]+):(?!//)(.+)")
+_URLS: Final = (
+    "clone_url",
+    "ssh_url",
+    "html_url",
+    "git_url",
+    "url",
+    "git_http_url",
+    "git_ssh_url",
+    "http_url",
+    "web_url",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Provider:
+    """How one kind of host signs and names things. ``pushes``: the event's names for a push, ``pings`` for a test."""
+
+    name: str
+    proof: Callable[[Mapping[str, str], bytes, bytes], bool]
+    event: Callable[[Mapping[str, str]], str]
+    pushes: Collection[str]
+    pings: Collection[str] = ()
+
+
+def _hmac_of(*headers: str) -> Callable[[Mapping[str, str], bytes, bytes], bool]:
+    """HMAC-SHA256 over the body in one of these headers, in hex, with or without ``sha256=`` before it."""
+
+    def proven(found: Mapping[str, str], body: bytes, secret: bytes) -> bool:
+        wanted = hmac.new(secret, body, hashlib.sha256).hexdigest()
+        given = [found[name].removeprefix("sha256=") for name in headers if name in found]
+        return any(_same(each, wanted) for each in given)
+
+    return proven
+
+
+def _token_in(header: str, prefix: str = "") -> Callable[[Mapping[str, str], bytes, bytes], bool]:
+    def proven(found: Mapping[str, str], body: bytes, secret: bytes) -> bool:
+        del body
+        given = found.get(header, "")
+        return given.startswith(prefix) and _same(given.removeprefix(prefix), secret.decode())
+
+    return proven
+
+
+def _generic(found: Mapping[str, str], body: bytes, secret: bytes) -> bool:
+    return _hmac_of("X-Regops-Signature")(found, body, secret) or _token_in("Authorization", "Bearer ")(
+        found, body, secret
+    )
+
+
+def _same(given: str, wanted: str) -> bool:
+    return hmac.compare_digest(given.encode("utf-8", "surrogateescape"), wanted.encode())
+
+
+def _named(*headers: str) -> Callable[[Mapping[str, str]], str]:
+    return lambda found: next((found[name] for name in headers if name in found), "")
+
+
+PROVIDERS: Final = {
+    provider.name: provider
+    for provider in (
+        Provider("github", _hmac_of("X-Hub-Signature-256"), _named("X-GitHub-Event"), {"push"}, {"ping"}),
+        Provider("gitlab", _token_in("X-Gitlab-Token"), _named("X-Gitlab-Event"), {"Push Hook", "System Hook"}),
+        Provider(
+            "gitea",
+            _hmac_of("X-Gitea-Signature", "X-Forgejo-Signature", "X-Gogs-Signature"),
+            _named("X-Forgejo-Event", "X-Gitea-Event", "X-Gogs-Event"),
+            {"push"},
+        ),
+        Provider("generic", _generic, lambda _: "push", {"push"}),
+    )
+}
+
+
+class Secrets:
+    """What hooks are signed with, one in a line of a file, that is read again when it changes."""
+
+    def __init__(self, file: Path | None) -> None:
+        """Raises `StalledError` for a file without a usable secret."""
+        self._file = file
+        self._read: tuple[int, Sequence[bytes]] = (0, ())
+        self.now()
+
+    def now(self) -> Sequence[bytes]:
+        """Those that count; none where hooks are not set up."""
+        if self._file is None:
+            return ()
+        try:
+            changed = self._file.stat().st_mtime_ns
+            if changed != self._read[0]:
+                self._read = (changed, self._secrets(self._file.read_text(encoding="utf-8")))
+        except (OSError, UnicodeDecodeError) as error:
+            if not self._read[1]:
+                raise _unusable(self._file, "cannot be read") from error
+        return self._read[1]
+
+    def _secrets(self, text: str) -> Sequence[bytes]:
+        found = [line.strip().encode() for line in text.splitlines() if line.strip()]
+        if not found:
+            raise _unusable(self._file, "has no secret in it")
+        if any(len(each) < SHORTEST for each in found):
+            raise _unusable(self._file, f"has a secret of less than {SHORTEST} characters")
+        return found
+
+
+class Hooks:
+    """Takes hooks for one branch of one repository, which hosts may know by several URLs."""
+
+    def __init__(
+        self,
+        secrets: Secrets,
+        *,
+        repositories: Iterable[str],
+        branch: str,
+        look: Callable[[], None],
+        metrics: HookMetrics,
+    ) -> None:
+        """``look`` is called for each push to the branch. It neither waits nor raises."""
+        self._secrets = secrets
+        self._repositories = {normal(url) for url in repositories if url}
+        self._reference = f"refs/heads/{branch}"
+        self._look = look
+        self._metrics = metrics
+
+    async def take(self, request: web.Request, provider: Provider) -> web.Response:
+        """202 for a push, also for one that is none of ours; 200 for a test. Raises 401, 403, 408, 413 or 400."""
+        try:
+            said, why = await self._said(request, provider)
+        except ProblemError as error:
+            self._metrics.hooks.labels(provider.name, "refused" if error.status in {401, 403} else "malformed").inc()
+            raise
+        self._metrics.hooks.labels(provider.name, said).inc()
+        document = {"result": said} | ({"reason": why} if why else {})
+        return web.json_response(document, status=200 if said == "pong" else 202)
+
+    async def _said(self, request: web.Request, provider: Provider) -> tuple[str, str]:
+        secrets = self._secrets.now()
+        if not secrets:
+            raise ProblemError(403, "forbidden", "webhooks are not set up here: set hooks.secrets_file")
+        body = await _raw(request)
+        if not any(provider.proof(request.headers, body, secret) for secret in secrets):
+            message = f"the signature or token of this {provider.name} webhook is missing or wrong"
+            raise ProblemError(401, "unauthorized", message, headers={"WWW-Authenticate": "Webhook"})
+        event = provider.event(request.headers)
+        if event in provider.pings:
+            return "pong", ""
+        if event not in provider.pushes:
+            return "ignored_event", f"{event or 'an event without a name'} is not looked at, only pushes are"
+        payload = await _payload(request, body)
+        return self._judged(payload, strict=provider.name != "generic")
+
+    def _judged(self, payload: Mapping[str, Any], *, strict: bool) -> tuple[str, str]:
+        kind = payload.get("object_kind", "push")
+        if kind != "push":
+            return "ignored_event", f"{str(kind)[:40]} is not looked at, only pushes are"
+        urls = _urls_of(payload)
+        if (strict or urls) and not self._repositories & urls:
+            named = ", ".join(sorted(urls))[:200] or "none"
+            return "ignored_repository", f"it is about {named}; see git.remote and hooks.repositories"
+        reference = payload.get("ref")
+        if (strict or reference is not None) and reference != self._reference:
+            return "ignored_branch", f"it is about {str(reference)[:100]}, and {self._reference} is followed"
+        self._look()
+        return "looking", ""
+
+
+def taking(name: str) -> Callable[[web.Request], Any]:
+    """The handler of one provider."""
+    provider = PROVIDERS[name]
+
+    async def hook(request: web.Request) -> web.Response:
+        return await request.app[keys.HOOKS].take(request, provider)
+
+    return hook
+
+
+def normal(url: str) -> str:
+    """A repository's URL as it is compared: host and path, without scheme, user, port, case and ``.git``."""
+    scp = _SCP.fullmatch(url)
+    if scp and "://" not in url:
+        host, path = scp[1], scp[2]
+    else:
+        parts = urlsplit(url)
+        host, path = parts.hostname or "", parts.path
+    return f"{host}/{path.strip('/').removesuffix('.git')}".lower()
+
+
+def _urls_of(payload: Mapping[str, Any]) -> set[str]:
+    found = set()
+    for place in ("repository", "project"):
+        said = payload.get(place)
+        urls = [said] if isinstance(said, str) else [said.get(name) for name in _URLS] if isinstance(said, dict) else []
+        found |= {normal(url) for url in urls if isinstance(url, str) and url}
+    return found
+
+
+async def _payload(request: web.Request, body: bytes) -> Mapping[str, Any]:
+    """The JSON object of the body: GitHub may send it as the field of a form."""
+    form = request.content_type == "application/x-www-form-urlencoded"
+    if not body.strip():
+        return {}
+    try:
+        found = await asyncio.to_thread(_parsed, body, form) if len(body) > _AT_ONCE else _parsed(body, form)
+    except (ValueError, RecursionError) as error:
+        raise ProblemError(400, "validation_error", "the body is no JSON object") from error
+    return found
+
+
+def _parsed(body: bytes, form: bool) -> Mapping[str, Any]:
+    text = parse_qs(body.decode(), strict_parsing=True, max_num_fields=10)["payload"][0] if form else body.decode()
+    found = json.loads(text)
+    if not isinstance(found, dict):
+        raise ValueError("no object")  # noqa: TRY004 as JSON's own errors
+    return found
+
+
+async def _raw(request: web.Request) -> bytes:
+    chunks, size = list[bytes](), request.content_length or 0
+    try:
+        async with asyncio.timeout(_SECONDS):
+            while size <= MOST and (chunk := await request.content.readany()):
+                chunks.append(chunk)
+                size = max(size, sum(map(len, chunks)))
+    except TimeoutError as error:
+        message = f"the body did not arrive within {_SECONDS:g} s"
+        raise ProblemError(408, "request_timeout", message, headers={"Connection": "close"}) from error
+    except (ConnectionError, web.RequestPayloadError) as error:
+        raise ProblemError(400, "validation_error", "the body broke off before its end") from error
+    if size > MOST:
+        message = f"the body is larger than {MOST} bytes"
+        raise ProblemError(413, "payload_too_large", message, headers={"Connection": "close"})
+    return b"".join(chunks)
+
+
+def _unusable(file: Path | None, why: str) -> StalledError:
+    return StalledError(
+        f"hooks.secrets_file {file} {why}",
+        reason="InvalidSettings",
+        remedy=f"Write one secret of {SHORTEST} characters or more in each line, such as `openssl rand -hex 32` makes.",
+    )
