@@ -206,6 +206,21 @@ def test_an_agent_that_is_gone_counts_until_it_is_forgotten(dev: Dev) -> None:
     assert document(dev, "status")["health"]["status"] == "Healthy"
 
 
+def test_a_person_asks_what_the_opas_enforced(dev: Dev) -> None:
+    applied = document(dev, "status")["last_applied_revision"]
+
+    def enforced() -> list[dict[str, Any]]:
+        found = document(dev, "fleet", "--at", "0s")["agents"]
+        return [agent for agent in found if (agent["id"], agent["enforced_revision"]) == ("agent-0", applied)]
+
+    (agent,) = until(enforced)
+    row = next(line for line in told(dev, "fleet", "--at", "0s").splitlines() if line.startswith("agent-0"))
+    assert row.split()[1:5] == ["local", "all", agent["commit"][:12], agent["since"]]
+    before = told(dev, "fleet", "--at", "2000-01-01T00:00:00Z")
+    assert before.startswith("No agent\n\nMissing: the record begins at ")
+    assert "'yesterday' is no time" in told(dev, "fleet", "--at", "yesterday", code=1)
+
+
 def test_a_person_sees_who_changed_what_and_goes_back(dev: Dev, clone: Path) -> None:
     """History, difference and rollback, as somebody uses them who has just merged a mistake."""
     text = (clone / "policies" / "projects" / "orders" / "rego.rego").read_text()
