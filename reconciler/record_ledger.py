@@ -27,10 +27,6 @@ class SharedLedger:
         self._changes = 0
         self.ledger = Ledger()
 
-    def forget(self) -> None:
-        """Trust nothing that is remembered: what another process did meanwhile is read first."""
-        self._mark = None
-
     def moved(self, position: int) -> None:
         """This recorder has moved the bookmark."""
         if self._mark is not None:

@@ -54,13 +54,6 @@ class RecordWriter:
     async def write(self, seen: Seen) -> bool:
         """Record a pass. False when its commit is gone from the branch and from the mirror before anybody recorded it:
         nothing can be told of it any more. Raises what source and store raise; what was written until then stays."""
-        try:
-            return await self._write(seen)
-        except BaseException:
-            self._shared.forget()
-            raise
-
-    async def _write(self, seen: Seen) -> bool:
         mark = await self._shared.follow()
         if seen.previous is not None:  # it was applied, by whoever did not live to record it
             await self._shared.claim(mark.generation, seen.previous)
@@ -73,15 +66,15 @@ class RecordWriter:
         touched = await self._put(mark, versions, seen)
         if touched:
             self._metrics.pruned.inc(await self._store.prune(self._keep, touched))
-        if not await self._store.advance(mark.generation, last + 1):
-            raise TransientError("the record was emptied meanwhile", reason="RecordUnavailable")
-        self._shared.moved(last + 1)
-        self._metrics.commits.inc(max(0, last + 1 - mark.position))
         if self._swept != mark.generation:
             # Settings may have changed, or a recorder died before it deleted the ones too old.
             if mark.position > 1:
                 self._metrics.pruned.inc(await self._store.prune(self._keep))
             self._swept = mark.generation
+        if not await self._store.advance(mark.generation, last + 1):
+            raise TransientError("the record was emptied meanwhile", reason="RecordUnavailable")
+        self._shared.moved(last + 1)
+        self._metrics.commits.inc(max(0, last + 1 - mark.position))
         return True
 
     async def _reach(self, mark: Bookmark, seen: Seen) -> _Reach:

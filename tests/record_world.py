@@ -167,7 +167,7 @@ class World:
         texts = self.commits[site.head].texts
         stay = {*held, *(name for name, text in texts.items() if not text)}
         live = {name: text for name, text in texts.items() if name not in stay}
-        live |= {name: text for name, text in site.live.items() if name in stay}
+        live |= {name: text for name in stay if (text := site.live.get(name) or self._last_valid(site.head, name))}
         changed = {
             PolicyName(name): None if name not in live else _etag(live[name])
             for name in sorted({*live, *site.live})
@@ -182,6 +182,11 @@ class World:
         site.noted.append(each)
         site.recorder.note(each.seen)
 
+    def _last_valid(self, head: str, name: str) -> str | None:
+        """What is live of a policy that cannot be, where nothing was: the newest former text."""
+        texts = [self.commits[commit].texts.get(name) for commit in self.line(head)]
+        return next((text for text in reversed(texts) if text and text != texts[-1]), None)
+
     async def record(self, *sites: Site) -> None:
         async def one(site: Site) -> None:
             try:
@@ -190,7 +195,7 @@ class World:
                 return
 
         await asyncio.gather(*(one(site) for site in sites))
-        self._hear()
+        self.hear()
 
     async def crash(self, site: Site, steps: int) -> bool:
         """The process is killed after so many steps of recording, and another takes its place. Whether it died in the
@@ -201,13 +206,14 @@ class World:
             await self.record(site)
         except Died:
             died = True
-        self._hear()
+        self.hear()
         site.noted.clear()
         site.life = Life()
         site.recorder = self._recorder(site.source, site.life)
         return died
 
-    def _hear(self) -> None:
+    def hear(self) -> None:
+        """Note which passes were recorded."""
         for site in self.sites:
             self.told.extend(site.done())
 
@@ -216,8 +222,14 @@ class World:
         for site in self.sites:
             await self.look(site)
             self.run_pass(site, ())
+            await self.record(site)  # may find that the record is damaged
             await site.recorder.catch_up()
-        self._hear()
+        self.hear()
+
+    @property
+    def heard(self) -> bool:
+        """Whether every pass was recorded, and none was lost with its process."""
+        return len(self.told) == len(self.passes)
 
     # What a plain reading comes to.
 
@@ -291,7 +303,10 @@ class World:
         version = stored.version
         known = self.commits[commit]
         assert version.info.commit == commit
-        assert version.reason != COMMIT_GONE
+        if version.reason == COMMIT_GONE:
+            assert commit not in self.line(self.head)
+            assert not self.heard, "who had it has died"
+            return
         assert version.info.subject == known.subject
         assert stored.content == (Content(text.encode()) if text else None)
         assert version.deleted == (text is None)
@@ -327,7 +342,7 @@ class World:
                 versions = [stored[commit] for commit in alike & stored.keys()]  # a rewritten branch has it twice
                 if newest in stored:
                     assert any(version.state is State.APPLIED and not version.inferred for version in versions)
-                    if whole and len(self.told) == len(self.passes):
+                    if whole and self.heard:
                         assert any(
                             seen.at in version.applied_at or len(version.applied_at) == APPLIED_TIMES
                             for version in versions
@@ -337,7 +352,7 @@ class World:
                     assert len(applied) >= self.keep.applied
                     assert len([n for n in applied if n > numbers[newest]]) >= self.keep.applied - 1, "one may be live"
         last = self.passes[-1]
-        if whole and name not in last.seen.held and self.version_at(last.seen.commit, name):
+        if whole and self.heard and name not in last.seen.held and self.version_at(last.seen.commit, name):
             texts = {text for number, (_, text) in plain.items() if number in {v.version for v in stored.values()}}
             assert last.live.get(name) in texts, "what is live now is kept"
 

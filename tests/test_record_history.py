@@ -6,6 +6,7 @@ import asyncio
 import copy
 import subprocess
 import uuid
+from collections.abc import Iterator
 from contextlib import AsyncExitStack
 from itertools import count
 from pathlib import Path
@@ -19,8 +20,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from record_world import Site, World
 
+from reconciler import record_ledger, record_writer
 from reconciler.adapters.git import GitSource
 from reconciler.adapters.mongo import MongoDatabase, MongoVersions
+from reconciler.core import ledger
 from reconciler.core.errors import TransientError
 from reconciler.core.versions import Retention
 
@@ -51,7 +54,12 @@ ENGINE = (
 )
 CRASHES = (st.tuples(st.just("crash"), _site, st.integers(0, STEPS)),)
 OUTAGES = (st.tuples(st.just("fault"), st.sampled_from(METHODS)),)
-LOSSES = (st.tuples(st.just("lose")), st.tuples(st.just("save")), st.tuples(st.just("restore")))
+LOSSES = (
+    st.tuples(st.just("lose"), st.sampled_from(["everything", "pages", "versions", "bookmark"])),
+    st.tuples(st.just("vanish"), st.sampled_from(METHODS)),
+    st.tuples(st.just("save")),
+    st.tuples(st.just("restore")),
+)
 _keep = st.sampled_from([ALL, Retention(2, 1)])
 _sites = st.sampled_from([1, 2])
 # The same histories in each run, so that a change that breaks something is what breaks it.
@@ -59,7 +67,21 @@ _often = settings(max_examples=500, deadline=None, derandomize=True, suppress_he
 
 
 def _histories(*kinds: tuple[st.SearchStrategy[Any], ...], size: int = 40) -> st.SearchStrategy[list[Any]]:
-    return st.lists(st.one_of(*(each for kind in kinds for each in kind)), max_size=size)
+    """Short ones, that can be read when they fail, and long ones, where more meets."""
+    one = st.one_of(*(each for kind in kinds for each in kind))
+    return st.one_of(*(st.lists(one, min_size=least, max_size=size) for least in (0, size // 2, size // 2)))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _small_steps() -> Iterator[None]:
+    """Pages and batches of a few, so that short histories have several."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ledger, "PAGE_COMMITS", 3)
+        patch.setattr(ledger, "PAGE_VERSIONS", 4)
+        patch.setattr(record_ledger, "PAGE_COMMITS", 3)
+        patch.setattr(record_ledger, "_BATCH", 2)
+        patch.setattr(record_writer, "_BATCH", 2)
+        yield
 
 
 async def act(world: World, kind: str, *what: Any) -> None:
@@ -92,7 +114,7 @@ class Laboratory:
     """Mirrors and a database in memory, where everything can go wrong."""
 
     def __init__(self, keep: Retention, sites: int) -> None:
-        self.store = InMemoryVersions()
+        self.store = _Fragile(self)
         branch = InMemorySource()
         self.world = World(branch, [_Mirror(branch) for _ in range(sites)], self.store, keep)
         self._saved: Any = None
@@ -106,8 +128,24 @@ class Laboratory:
             await act(world, kind, *what)
             self._suffer(kind, *what)
         self.store._faults.clear()
+        self.store.vanish.clear()
         await world.settle()
         await world.check(whole=whole)
+
+    def lose(self, what: str) -> None:
+        store = self.store
+        self.world.hear()
+        self.world.told.clear()
+        if what in {"everything", "versions"}:
+            store.stored.clear()
+        if what in {"everything", "pages"}:
+            store._pages.clear()
+        if what in {"everything", "bookmark"}:
+            store._mark = None
+        if what != "everything":  # nobody would look before the next start
+            for site in self.world.sites:
+                site.noted.clear()
+                site.recorder = self.world._recorder(site.source, site.life)
 
     def _suffer(self, kind: str, *what: Any) -> None:
         store, world = self.store, self.world
@@ -115,13 +153,29 @@ class Laboratory:
             case "fault":
                 store.fail(*what, AWAY)
             case "lose":
-                store.lose()
-                world.told.clear()
+                self.lose(*what)
+            case "vanish":
+                store.vanish.add(*what)
             case "save":
                 self._saved = copy.copy(store.stored), copy.copy(store._pages), store._mark, copy.copy(world.told)
             case "restore" if self._saved:
                 stored, pages, store._mark, told = self._saved
                 store.stored, store._pages, world.told = copy.copy(stored), copy.copy(pages), copy.copy(told)
+
+
+class _Fragile(InMemoryVersions):
+    """Somebody drops the database just before a call, while others are under way."""
+
+    def __init__(self, laboratory: Laboratory) -> None:
+        super().__init__()
+        self._laboratory = laboratory
+        self.vanish: set[str] = set()
+
+    async def _called(self, method: str) -> None:
+        await super()._called(method)
+        if method in self.vanish:
+            self.vanish.discard(method)
+            self._laboratory.lose("everything")
 
 
 class _Mirror(InMemorySource):
