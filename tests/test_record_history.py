@@ -58,7 +58,7 @@ LOSSES = (
 _keep = st.sampled_from([ALL, Retention(2, 1)])
 _sites = st.sampled_from([1, 2])
 # The same histories in each run, so that a change that breaks something is what breaks it.
-_often = settings(max_examples=500, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+_often = settings(max_examples=350, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 
 
 def _histories(*kinds: tuple[st.SearchStrategy[Any], ...], size: int = 40) -> st.SearchStrategy[list[Any]]:

@@ -10,6 +10,8 @@ import pytest
 from fakes.record import InMemoryVersions
 
 from reconciler.adapters.mongo import MongoDatabase, MongoVersions
+from reconciler.adapters.mongo.documents import to_document
+from reconciler.core.errors import StalledError, TransientError
 from reconciler.core.ledger import Entry, Page
 from reconciler.core.model import PLATFORM, CommitInfo, Content, PolicyName, project_policy
 from reconciler.core.record_ports import Place, VersionStore
@@ -290,6 +292,74 @@ async def test_a_cleared_record_begins_anew_and_what_comes_late_for_the_old_one_
     assert (await store.bookmark()).position == 1
 
 
+async def test_clearing_an_ended_record_leaves_the_one_begun_since(store: VersionStore) -> None:
+    """Two recorders found the same damage: the second one cleared what the first had already written anew."""
+    old = await record(store, version(1))
+    await store.clear(old)
+    new = await record(store, version(1), version(2))
+    await store.clear(old)
+    assert (await store.bookmark()).generation == new
+    assert await states(store) == {1: APPLIED, 2: APPLIED}
+
+
+async def test_who_writes_to_a_record_that_has_ended_hears_of_it(store: VersionStore) -> None:
+    """A pass counted as recorded although the database had been emptied under it."""
+    old = await record(store, version(1))
+    assert await store.advance(old, 2)
+    await store.clear(old)
+    new = await record(store, version(1))
+    assert not await store.advance(old, 3)
+    with pytest.raises(TransientError):
+        await store.add(old, [version(1)])
+    assert (await store.bookmark()).generation == new
+    assert await states(store) == {1: APPLIED}
+
+
+async def test_telling_changes_what_is_there_and_brings_back_nothing(store: VersionStore) -> None:
+    generation = await record(store, version(1, SUPERSEDED))
+    await store.tell(generation, [version(1), version(2)])
+    assert await states(store) == {1: APPLIED}
+
+
+async def test_a_record_without_versions_is_empty(store: VersionStore) -> None:
+    generation = (await store.bookmark()).generation
+    assert await store.empty(generation)
+    await store.add(generation, [version(1)])
+    assert not await store.empty(generation)
+
+
+async def test_the_version_made_live_last_is_kept_however_old_it_is(store: VersionStore) -> None:
+    await record(store, *(version(number) for number in range(1, 5)))
+    await store.settle({ALPHA: version(1).version.etag}, at="2026-01-02T00:00:00.000Z", until=9)
+    await store.prune(Retention(2, 1))
+    assert sorted(await states(store)) == [1, 4]
+
+
+async def test_a_version_is_looked_for_up_to_the_commit_that_made_it_live(store: VersionStore) -> None:
+    """A datacentre that was behind applied an old text; the newest version of the same text was said to be live."""
+    again = replace(version(3, HELD), content=version(1).content)
+    again = replace(again, version=replace(again.version, blobs=version(1).version.blobs))
+    await record(store, version(1, SUPERSEDED), version(2), again)
+    assert not await store.settle({ALPHA: version(1).version.etag}, at=NOON, until=2)
+    assert await states(store) == {1: APPLIED, 2: APPLIED, 3: HELD}
+    assert await store.settle({ALPHA: '"gone"', BETA: None}, at=NOON, until=9) == [ALPHA, BETA]
+
+
+async def test_times_stay_in_order_whoever_comes_late(store: VersionStore) -> None:
+    await record(store, version(1), version(2, applied_at=("2026-01-01T18:00:00.000Z",)))
+    for at in ("2026-01-01T15:00:00.000Z", "2026-01-01T09:00:00.000Z"):
+        await store.settle({ALPHA: version(1).version.etag}, at=at, until=9)
+    stored = await store.version(ALPHA, 1)
+    assert stored is not None
+    assert stored.version.applied_at == ("2026-01-01T09:00:00.000Z", NOON, "2026-01-01T15:00:00.000Z")
+
+
+async def test_any_error_text_is_kept_as_far_as_it_can_be(store: VersionStore) -> None:
+    """An error that quoted half a surrogate pair could not be written: the record stood still for ever."""
+    await record(store, version(1, HELD, reason="ValidationFailed", message="at key \ud800 " + "x" * 10))
+    assert await states(store) == {1: HELD}
+
+
 async def test_what_an_older_record_left_behind_goes_when_a_new_one_begins(mongo: MongoDatabase) -> None:
     """Somebody deletes the bookmark only: numbers of the former record would stand in the way of the new one's."""
     store = MongoVersions(mongo)
@@ -311,3 +381,47 @@ async def test_people_find_the_data_parsed_where_mongodb_holds_it_as_it_is(mongo
     assert other is not None
     assert "data" not in other
     assert other["data_text"] == '{"a.b": 1}'
+
+
+async def test_what_comes_late_for_an_ended_record_makes_room(mongo: MongoDatabase) -> None:
+    """A write that the network had kept arrived after the record was begun anew, and its numbers stood in the way."""
+    store = MongoVersions(mongo)
+    old = await record(store, version(1))
+    await store.clear(old)
+    new = (await store.bookmark()).generation
+    late = to_document(old, version(1, HELD, info=version(7).version.info))
+    await mongo.collection("policy_versions").insert_one(late)
+    assert await store.add(new, [version(1), version(2)]) == 2
+    assert await store.version(ALPHA, 1) == version(1)
+
+
+async def test_a_process_that_meets_a_new_record_forgets_the_old_one(mongo: MongoDatabase) -> None:
+    """Whoever began it died before it had deleted what the former one left."""
+    store = MongoVersions(mongo)
+    old = await record(store, version(1), version(2))
+    await mongo.collection("policy_record").update_one({}, {"$set": {"generation": "another", "position": 1}})
+    assert (await store.bookmark()).generation == "another" != old
+    assert await states(store) == {}
+
+
+async def test_documents_that_repeat_each_other_are_begun_anew(mongo: MongoDatabase) -> None:
+    """A dump without its indexes was restored twice: no index could be made, and nothing was ever recorded again."""
+    store = MongoVersions(mongo)
+    generation = await record(store, version(1))
+    collection = mongo.collection("policy_versions")
+    await collection.drop_indexes()
+    await collection.insert_one({**to_document(generation, version(1)), "_id": "twice"})
+    other = MongoVersions(mongo)
+    with pytest.raises(TransientError) as damaged:
+        await other.bookmark()
+    assert damaged.value.reason == "RecordDamaged"
+    assert (await other.bookmark()).generation != generation
+    assert await states(other) == {}
+
+
+async def test_an_index_that_somebody_made_is_named_with_the_remedy(mongo: MongoDatabase) -> None:
+    await mongo.collection("policy_versions").create_index([("policy", 1), ("version", -1)])
+    with pytest.raises(StalledError) as refused:
+        await MongoVersions(mongo).bookmark()
+    assert refused.value.reason == "RecordRefused"
+    assert "Drop that index" in refused.value.remedy
