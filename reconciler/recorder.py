@@ -37,6 +37,8 @@ WEIGHT_LIMIT: Final = 200_000
 """Policies, changed or held, that all of them may name: some 100 MB."""
 CHECK_SECONDS: Final = 60.0
 """How often a recorder with nothing to do looks whether the record is still there."""
+CATCHING_UP: Final = "CatchingUp"
+"""Reason of `RecordDelayed` where nothing fails: there is much to write."""
 DELAYED_AFTER: Final = 30.0
 """Seconds after which a pass that is not recorded is worth a notice."""
 
@@ -100,13 +102,14 @@ class Recorder:
         self._weight -= self._waiting.popleft().weight
 
     def notices(self) -> Sequence[Condition]:
-        """`RecordDelayed` while passes wait for too long."""
+        """`RecordDelayed` while passes wait for too long, with what failed last, or because there is so much to do."""
         failure, lag = self._failure, self._lag()
         self._metrics.lag.set(lag)
-        if failure is None or lag < DELAYED_AFTER:
+        if lag < DELAYED_AFTER:
             return ()
-        message = f"versions are not recorded since {timestamp(self._waiting[0].since)}: {failure}"
-        return (Condition(RECORD_DELAYED, "True", failure.reason, message),)
+        words = f"{len(self._waiting)} passes wait" if failure is None else str(failure)
+        message = f"versions are not recorded since {timestamp(self._waiting[0].since)}: {words}"
+        return (Condition(RECORD_DELAYED, "True", failure.reason if failure else CATCHING_UP, message),)
 
     async def run(self) -> NoReturn:
         """Record as it comes, until cancelled. What fails is tried again with growing pauses."""

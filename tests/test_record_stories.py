@@ -132,6 +132,21 @@ STORIES: dict[str, tuple[Retention, int, list[tuple[Any, ...]]]] = {
     ),
     # Somebody dropped one collection of three: versions were never written again, since the bookmark was past them.
     "the pages are lost": (ALL, 1, [("put", P, "a"), ("arrive", 0, ()), ("record", (0,)), ("lose", "pages")]),
+    "the pages of a rewritten branch are lost": (
+        ALL,
+        1,
+        [
+            ("put", P, "a"),
+            ("arrive", 0, ()),
+            ("record", (0,)),
+            ("rewind", 1),
+            ("put", P, "b"),
+            ("arrive", 0, ()),
+            ("record", (0,)),
+            ("lose", "pages"),
+            ("put", P, "c"),
+        ],
+    ),
     "the versions are lost": (ALL, 1, [("put", P, "a"), ("arrive", 0, ()), ("record", (0,)), ("lose", "versions")]),
     "the bookmark is lost": (ALL, 1, [("put", P, "a"), ("arrive", 0, ()), ("record", (0,)), ("lose", "bookmark")]),
     # The database was dropped in the middle of a pass, which counted as recorded.
@@ -163,8 +178,7 @@ async def test_a_restored_database_that_others_went_on_with_is_read_anew() -> No
     other = source.commit({"policies/platform/rego.rego": b"3"}, on=first)
     await source.fetch()
     store._pages.clear()
-    store._pages[1] = Page(1, (Entry(first, {PLATFORM: 1}),))
-    store._pages[2] = Page(2, (Entry(other, {PLATFORM: 2}),))
+    store._pages[1] = Page(1, (Entry(first, {PLATFORM: 1}), Entry(other, {PLATFORM: 2})))
     store.stored.pop((PLATFORM, 2))
     last = source.commit({"policies/projects/alpha/rego.rego": b"x"}, on=other)
     own.note(Seen(await source.fetch(), other, "2026-01-01T00:00:01.000Z"))

@@ -17,13 +17,15 @@ from reconciler.core.ports import PastVersion
 
 PAST_LIMIT: Final = 100
 _INDEXES: Final = 4
+_LAST_SECOND: Final = 253_402_300_799
+"""The end of the year 9999. Git takes any date that its author's clock had."""
 _KIND_BITS: Final = 0o170000
 
 
 def info_of(commit: pygit2.Commit) -> CommitInfo:
     """What regops needs to know about a commit, safe to print."""
     subject = commit.raw_message.decode("utf-8", "replace").strip().partition("\n")[0]
-    at = datetime.fromtimestamp(commit.commit_time, UTC)
+    at = datetime.fromtimestamp(min(_LAST_SECOND, max(0, time_of(commit))), UTC)
     return CommitInfo(str(commit.id), printable(commit.author), f"{at:%Y-%m-%dT%H:%M:%S}Z", clean(subject).strip())
 
 
@@ -31,6 +33,14 @@ def printable(who: pygit2.Signature) -> str:
     """``Name <email>``, safe to print."""
     name, email = (clean(raw.decode("utf-8", "replace")) for raw in (who.raw_name, who.raw_email))
     return f"{name} <{email}>"
+
+
+def time_of(commit: pygit2.Commit) -> int:
+    """Seconds since 1970, also of a commit whose date no clock can have shown."""
+    try:
+        return commit.commit_time
+    except OSError:  # beyond what libgit2's caller can hold
+        return _LAST_SECOND
 
 
 def contains(repository: pygit2.Repository, commit: str, ancestor: str) -> bool:

@@ -8,6 +8,7 @@ from typing import Final
 
 import pygit2
 
+from reconciler.adapters.git.history import time_of
 from reconciler.adapters.git.objects import commit_of
 from reconciler.adapters.git.writing import signature_of
 from reconciler.core.ports import Identity
@@ -74,14 +75,14 @@ class Trailers:
             if commit in inside:
                 continue
             step = commit_of(repository, commit)
-            inside[commit] = step.commit_time
+            inside[commit] = time_of(step)
             if known is not None and commit in self._inside:
                 continue
-            slack = _SLACK if step.commit_time >= since else slack - 1
+            slack = _SLACK if time_of(step) >= since else slack - 1
             if slack == 0:
                 continue
-            if step.commit_time >= since and (trailers := own_trailers(step, self.committer)):
-                found.append(_Seen(commit, step.commit_time, trailers))
+            if time_of(step) >= since and (trailers := own_trailers(step, self.committer)):
+                found.append(_Seen(commit, time_of(step), trailers))
             ahead.extend((str(parent), slack) for parent in reversed(step.parent_ids))
             yield
         found.reverse()

@@ -10,6 +10,7 @@ from typing import Final
 
 import pygit2
 
+from reconciler.adapters.git.history import time_of
 from reconciler.adapters.git.objects import FOLDER, Entry, commit_of
 from reconciler.adapters.git.packing import NewObjects
 from reconciler.core.errors import StalledError
@@ -43,7 +44,7 @@ class Pen:
     def commits(self, repository: pygit2.Repository, parent: str, edits: Sequence[Edit]) -> tuple[str, ...]:
         """The ids of new commits, one on the other; see `Branch.commit`."""
         base = commit_of(repository, parent)
-        tip, objects, made = _Tip(parent, base.tree_id.raw, base.commit_time), NewObjects(repository), []
+        tip, objects, made = _Tip(parent, base.tree_id.raw, time_of(base)), NewObjects(repository), []
         for edit in edits:
             tip = self._commit(objects, tip, edit)
             made.append(tip.commit)
