@@ -51,7 +51,7 @@ STORIES: dict[str, tuple[Retention, int, list[tuple[Any, ...]]]] = {
             ("look", 0),
             ("pass", 0, ()),
             ("arrive", 1, ()),
-            ("put", P, "a"),
+            ("put", P, "c"),
         ],
     ),
     # A held version was deleted as too old, then the branch was rewound to it: what was live was not in the record.
@@ -84,7 +84,19 @@ STORIES: dict[str, tuple[Retention, int, list[tuple[Any, ...]]]] = {
     "who has a commit fills it in": (
         ALL,
         2,
-        [("put", P, "a"), ("look", 1), ("pass", 1, ()), ("rewind", 1), ("put", P, "b"), ("crash", 1, 11)],
+        [
+            ("arrive", 1, ()),
+            ("record", (1,)),
+            ("put", P, "a"),
+            ("arrive", 1, (P,)),
+            ("rewind", 1),
+            ("put", P, "b"),
+            ("arrive", 0, ()),
+            ("fault", "add"),
+            ("record", (1,)),
+            ("record", (0,)),
+            ("record", (1,)),
+        ],
     ),
     # A first recorder died after inserting versions and before deleting any: the second one found nothing to delete.
     "a new record whose recorder died": (
@@ -163,6 +175,9 @@ async def test_it_is_recorded_as_a_plain_reading_has_it(story: str) -> None:
     keep, sites, actions = STORIES[story]
     whole = sites == 1 and not any(kind in {"lose", "vanish"} for kind, *_ in actions)
     await Laboratory(keep, sites).run(actions, whole=whole)
+    for steps in range(40) if any(kind == "crash" for kind, *_ in actions) else ():  # wherever it is cut off
+        other = [(kind, 0, steps) if kind == "crash" else (kind, *what) for kind, *what in actions]
+        await Laboratory(keep, sites).run(other, whole=whole)
 
 
 async def test_a_restored_database_that_others_went_on_with_is_read_anew() -> None:
