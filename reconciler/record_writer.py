@@ -104,7 +104,7 @@ class RecordWriter:
         """The entries to write: what nobody has, up to the pass, and from there what a recorder has left that died; and
         what the pass tells of, also where another recorder has moved the bookmark past it. With their commits, and the
         position up to which all are written."""
-        ledger, last = self._shared.ledger, reach.last
+        ledger, last = self._shared.ledger, max(reach.last, mark.position - 1)
         first = min([mark.position, *(ledger.positions[each] for some in (reach.told, reach.left) for each in some)])
         entries = [
             (position, entry)

@@ -2,18 +2,35 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+from collections.abc import Iterator
 from typing import Any, Final
 
+import pytest
 from fakes.record import InMemoryVersions
 from fakes.source import InMemorySource
 from record_world import Site, World
 
+from reconciler import record_ledger, record_writer
+from reconciler.core import ledger
 from reconciler.core.errors import TransientError
 from reconciler.core.versions import Retention
 
 AWAY: Final = TransientError("away", reason="RecordUnavailable")
 ALL: Final = Retention(1000, 1000)
+
+
+@contextlib.contextmanager
+def small_steps() -> Iterator[None]:
+    """Pages and batches of a few, so that short histories have several."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ledger, "PAGE_COMMITS", 3)
+        patch.setattr(ledger, "PAGE_VERSIONS", 4)
+        patch.setattr(record_ledger, "PAGE_COMMITS", 3)
+        patch.setattr(record_ledger, "_BATCH", 2)
+        patch.setattr(record_writer, "_BATCH", 2)
+        yield
 
 
 async def act(world: World, kind: str, *what: Any) -> None:

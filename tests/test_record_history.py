@@ -15,13 +15,11 @@ import pytest
 from fixtures.git import Remote
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from record_laboratory import ALL, Laboratory, act
+from record_laboratory import ALL, Laboratory, act, small_steps
 from record_world import World
 
-from reconciler import record_ledger, record_writer
 from reconciler.adapters.git import GitSource
 from reconciler.adapters.mongo import MongoDatabase, MongoVersions
-from reconciler.core import ledger
 from reconciler.core.versions import Retention
 
 NAMES: Final = ("platform", "projects/alpha", "projects/beta")
@@ -69,13 +67,7 @@ def _histories(*kinds: tuple[st.SearchStrategy[Any], ...], size: int = 40) -> st
 
 @pytest.fixture(scope="module", autouse=True)
 def _small_steps() -> Iterator[None]:
-    """Pages and batches of a few, so that short histories have several."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ledger, "PAGE_COMMITS", 3)
-        patch.setattr(ledger, "PAGE_VERSIONS", 4)
-        patch.setattr(record_ledger, "PAGE_COMMITS", 3)
-        patch.setattr(record_ledger, "_BATCH", 2)
-        patch.setattr(record_writer, "_BATCH", 2)
+    with small_steps():
         yield
 
 

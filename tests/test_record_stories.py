@@ -9,7 +9,7 @@ import pytest
 from fakes.record import InMemoryVersions
 from fakes.source import InMemorySource
 from prometheus_client import CollectorRegistry
-from record_laboratory import ALL, Laboratory
+from record_laboratory import ALL, Laboratory, small_steps
 
 from reconciler.core.ledger import Entry, Page
 from reconciler.core.model import PLATFORM, PolicyName, project_policy
@@ -78,6 +78,22 @@ STORIES: dict[str, tuple[Retention, int, list[tuple[Any, ...]]]] = {
         ALL,
         1,
         [("put", P, "a"), ("look", 0), ("pass", 0, ()), ("rewind", 1), ("look", 0), ("pass", 0, ()), ("crash", 0, 11)],
+    ),
+    # The same, where the bookmark was past the commit that the branch was rewound to.
+    "places without versions, beyond the bookmark": (
+        ALL,
+        2,
+        [
+            ("put", P, "a"),
+            ("put", P, "a"),
+            ("put", P, "a"),
+            ("arrive", 1, ()),
+            ("rewind", 2),
+            ("look", 0),
+            ("rewind", 1),
+            ("arrive", 1, ()),
+            ("crash", 1, 9),
+        ],
     ),
     # Only one datacentre had a commit of the former branch; the other had numbered it without its content, and nobody
     # filled that in.
@@ -175,8 +191,10 @@ async def test_it_is_recorded_as_a_plain_reading_has_it(story: str) -> None:
     keep, sites, actions = STORIES[story]
     whole = sites == 1 and not any(kind in {"lose", "vanish"} for kind, *_ in actions)
     await Laboratory(keep, sites).run(actions, whole=whole)
+    with small_steps():
+        await Laboratory(keep, sites).run(actions, whole=whole)
     for steps in range(40) if any(kind == "crash" for kind, *_ in actions) else ():  # wherever it is cut off
-        other = [(kind, 0, steps) if kind == "crash" else (kind, *what) for kind, *what in actions]
+        other = [(kind, what[0], steps) if kind == "crash" else (kind, *what) for kind, *what in actions]
         await Laboratory(keep, sites).run(other, whole=whole)
 
 
