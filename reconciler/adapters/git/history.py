@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Generator
 from datetime import UTC, datetime
 from typing import Final
@@ -9,10 +10,11 @@ from typing import Final
 import pygit2
 
 from reconciler.adapters.git.failures import clean
-from reconciler.adapters.git.objects import CommitNotFoundError, commit_of, entries_of
+from reconciler.adapters.git.objects import FOLDER, CommitNotFoundError, commit_of, entries_of
+from reconciler.adapters.git.places import Place, RawTrees, Trees, places
 from reconciler.adapters.git.tree import Layout, read_folder, subfolder
 from reconciler.core.errors import StalledError
-from reconciler.core.model import DATA_FILE, REGO_FILE, BlobIds, CommitInfo, PolicyName, policy_name
+from reconciler.core.model import DATA_FILE, REGO_FILE, BlobIds, CommitInfo, PolicyName
 from reconciler.core.ports import PastVersion
 
 PAST_LIMIT: Final = 100
@@ -20,6 +22,7 @@ _INDEXES: Final = 4
 _LAST_SECOND: Final = 253_402_300_799
 """The end of the year 9999. Git takes any date that its author's clock had."""
 _KIND_BITS: Final = 0o170000
+_FILES: Final = frozenset({REGO_FILE.encode(), DATA_FILE.encode()})
 
 
 def info_of(commit: pygit2.Commit) -> CommitInfo:
@@ -103,6 +106,7 @@ class Changes:
     def __init__(self, layout: Layout) -> None:
         self._layout = layout
         self._indexes: list[_Index] = []
+        self._trees: RawTrees = OrderedDict()
 
     def last_change(
         self, repository: pygit2.Repository, commit: str, policy: PolicyName
@@ -110,9 +114,10 @@ class Changes:
         """The newest commit that changed the policy. One walk at a time. `StalledError` when none ever did."""
         head = commit_of(repository, commit)
         index = yield from self._index_at(repository, head)
+        trees = Trees(repository, self._trees)
         while (found := index.last.get(policy)) is None and index.frontier is not None:
             step = commit_of(repository, str(index.frontier))
-            _fill(index.last, changed_by(repository, self._layout, step), str(step.id))
+            _fill(index.last, changed_by(trees, self._layout, step), str(step.id))
             index.frontier = next(iter(step.parent_ids), None)
             yield
         if found is None:
@@ -134,12 +139,13 @@ class Changes:
     def _move(self, repository: pygit2.Repository, index: _Index, head: pygit2.Commit) -> Generator[None, None, bool]:
         """Move an index forward along the first parents; false when its head does not lie on that line."""
         ahead, behind = repository.ahead_behind(head.id, index.head)
+        trees = Trees(repository, self._trees)
         newer: dict[PolicyName, str] = {}
         step: pygit2.Commit | None = head
         for _ in range(0 if behind else ahead):
             if step is None or step.id == index.head:
                 break
-            _fill(newer, changed_by(repository, self._layout, step), str(step.id))
+            _fill(newer, changed_by(trees, self._layout, step), str(step.id))
             step = first_parent(repository, step)
             yield
         if behind or step is None or step.id != index.head:
@@ -158,37 +164,27 @@ class _Index:
         self.last: dict[PolicyName, str] = {}
 
 
-def changed_by(repository: pygit2.Repository, layout: Layout, commit: pygit2.Commit) -> set[PolicyName]:
+def changed_by(trees: Trees, layout: Layout, commit: pygit2.Commit) -> set[PolicyName]:
     """The policies whose published files differ between a commit and its first parent."""
-    parent = first_parent(repository, commit)
-    new = layout.folder_of(repository, commit)
-    old = None if parent is None else layout.folder_of(repository, parent)
+    old, new = trees.folders(layout, commit)
     if new == old:
         return set()
-    changed = {_policy_at(path) for delta in _diff(repository, old, new).deltas for path in _paths(delta)}
-    return {policy for policy in changed if policy is not None}
+    return {
+        policy
+        for policy, before, after in places(trees, old, new)
+        if before != after and _published(trees, before) != _published(trees, after)
+    }
 
 
-def _diff(repository: pygit2.Repository, old: pygit2.Oid | None, new: pygit2.Oid | None) -> pygit2.Diff:
-    first, *second = [repository[tree].peel(pygit2.Tree) for tree in (old, new) if tree is not None]
-    return first.diff_to_tree(second[0]) if second else first.diff_to_tree()
-
-
-def _paths(delta: pygit2.DiffDelta) -> list[bytes]:
-    old, new = delta.old_file, delta.new_file
-    if old.id == new.id and old.mode & _KIND_BITS == new.mode & _KIND_BITS:
-        return []
-    return [old.raw_path, new.raw_path]
-
-
-def _policy_at(path: bytes) -> PolicyName | None:
-    folder, _, file = path.decode("utf-8", "backslashreplace").rpartition("/")
-    if file not in {REGO_FILE, DATA_FILE}:
-        return None
-    try:
-        return policy_name(folder)
-    except ValueError:
-        return None
+def _published(trees: Trees, place: Place) -> set[tuple[bytes, int, bytes]]:
+    """Name, kind and id of each published file that is there, of whatever kind."""
+    if place is None or place[0] != FOLDER:
+        return set()
+    return {
+        (name, int(mode, 8) & _KIND_BITS, oid)
+        for mode, name, oid in trees.entries(place[2])
+        if name in _FILES and mode != FOLDER
+    }
 
 
 def _blobs_at(repository: pygit2.Repository, commit: pygit2.Commit, where: tuple[str, ...]) -> BlobIds | None:
