@@ -8,17 +8,33 @@ from dataclasses import dataclass
 from aiohttp import web
 from prometheus_client import CollectorRegistry
 
-from api import admin, audit_trail, differences, documents, fleet_at, keys, policies, status, versions, wire, writes
+from api import (
+    admin,
+    audit_trail,
+    differences,
+    documents,
+    fleet_at,
+    keys,
+    passes,
+    policies,
+    policy_status,
+    status,
+    trace,
+    versions,
+    wire,
+    writes,
+)
 from api.audited import Auditor
 from api.auth import Authorizer, Verifier
 from api.envelope import envelope
+from api.events import Board, events
 from api.followed import Followed
 from api.hooks import PROVIDERS, Hooks, taking
+from api.observing import Observer
 from api.progress import Progress
 from api.ratelimit import Gate
 from api.rendered import Rendered
 from api.requestlog import RequestLog
-from api.statusview import Observed
 from reconciler.agent.mirror import Mirror
 from reconciler.core.keyspace import Keyspace
 from reconciler.core.ports import KeyValueStore, Source
@@ -60,6 +76,8 @@ class Parts:
     operations: Operations
     history: VersionHistory
     hooks: Hooks
+    observer: Observer
+    board: Board
     audit_trail: AuditStore | None = None
     receipts: ReceiptStore | None = None
     waits_for: Callable[[], Mapping[str, str]] = dict
@@ -82,7 +100,8 @@ def create_app(parts: Parts) -> web.Application:
     app[keys.METRICS] = parts.metrics
     app[keys.REQUEST_LOG] = parts.request_log
     app[keys.RENDERED] = Rendered()
-    app[keys.LAST_SEEN] = [Observed()]
+    app[keys.OBSERVER] = parts.observer
+    app[keys.BOARD] = parts.board
     app[keys.WAITS_FOR] = parts.waits_for
     app[keys.HELD] = parts.held
     app[keys.VERIFIER] = parts.verifier
@@ -110,6 +129,7 @@ def create_app(parts: Parts) -> web.Application:
 async def _answer_all(app: web.Application) -> None:
     """The replica ends: every write under way comes to its answer, before connections are closed."""
     app[keys.PROGRESS].close()
+    app[keys.BOARD].close()
     await app[keys.WRITER].drain(DRAIN_SECONDS)
 
 
@@ -119,7 +139,13 @@ def routes() -> list[web.RouteDef]:
         web.get("/healthz", status.healthz),
         web.get("/readyz", status.readyz),
         web.get("/status", status.status),
+        web.get("/status/policies", policy_status.list_policy_status),
+        web.get("/status/policies/platform", policy_status.policy_status),
+        web.get("/status/policies/{project}", policy_status.policy_status),
         web.get("/fleet", fleet_at.fleet),
+        web.get("/history", passes.history),
+        web.get("/events", events, allow_head=False),
+        web.get("/trace", trace.trace),
         web.get("/openapi.json", documents.openapi),
         web.get("/docs", documents.page),
         web.get("/policies", policies.list_policies),

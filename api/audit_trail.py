@@ -10,9 +10,8 @@ from aiohttp import web
 from api import keys
 from api.auth import Action
 from api.problems import ProblemError
-from api.requests import authorized, moment, number
+from api.requests import authorized, moment, number, policy_asked
 from reconciler.core.errors import RegopsError
-from reconciler.core.model import PLATFORM, policy_name, project_policy
 from reconciler.core.record_ports import AuditQuery, AuditStore
 
 NO_RECORD: Final = "no MongoDB is configured (mongo.uri): the audit trail stands in the audit log of each server only"
@@ -53,7 +52,7 @@ def _query(request: web.Request) -> AuditQuery:
     words = {name: _word(request, name) for name in _WORDS}
     return AuditQuery(
         **words,
-        resource=_resource(request),
+        resource=policy_asked(request),
         since=moment(request, "since", to_come=True),
         until=moment(request, "until", to_come=True),
     )
@@ -64,16 +63,6 @@ def _word(request: web.Request, name: str) -> str | None:
     if text is not None and not 1 <= len(text) <= _LONGEST:
         raise ProblemError(400, "validation_error", f"?{name}= must have 1 to {_LONGEST} characters")
     return text
-
-
-def _resource(request: web.Request) -> str | None:
-    text = request.query.get("policy")
-    if text is None:
-        return None
-    try:
-        return policy_name(text) if "/" in text or text == PLATFORM else project_policy(text)
-    except ValueError as error:
-        raise ProblemError(400, "validation_error", f"?policy=: {error}") from error
 
 
 def _unavailable(message: str) -> ProblemError:

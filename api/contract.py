@@ -64,6 +64,9 @@ _BODY: Final = (400, 408, 413, 415)
 _COMMIT: Final = (400, 401, 403, 409, 422, 428, 429, 503, 504)
 _CONDITIONS: Final = ("If-Match", "If-None-Match", "Idempotency-Key", "wait", "timeout", "dry_run")
 _VERSION: Final = ("ETag", "Policy-Commit")
+_TAG: Final = ("ETag",)
+_CONDITIONAL: Final = ("If-None-Match",)
+_SAME: Final = "`If-None-Match` names this state."
 _WRITTEN: Final = ("ETag", "Policy-Commit", "Policy-Sync", "Idempotent-Replay")
 _PATCH_SCHEMA: Final = {
     "type": "object",
@@ -377,8 +380,41 @@ def _observation() -> list[Operation]:
             "status",
             OBSERVATION,
             "Conditions, the applied commit, held policies, and what each OPA enforces.",
-            {200: Reply("The status; what cannot be read is Unknown.", schemas.Status)},
+            {
+                200: Reply("The status; what cannot be read is Unknown.", schemas.Status, headers=_TAG),
+                304: Reply(_SAME, headers=_TAG),
+            },
             problems=(401, 403, 503),
+            parameters=_CONDITIONAL,
+        ),
+        Operation(
+            "get",
+            "/status/policies",
+            "list_policy_status",
+            OBSERVATION,
+            "Of each policy that the caller may read: what is live, what is held and why, how many OPAs enforce it.",
+            {
+                200: Reply("A page, sorted by name.", schemas.PolicyStatusList, headers=_TAG),
+                304: Reply(_SAME, headers=_TAG),
+            },
+            problems=(400, 401, 403, 503),
+            parameters=("limit", "after", *_CONDITIONAL),
+        ),
+        *(
+            Operation(
+                "get",
+                f"/status{path}",
+                f"{scope}_status",
+                OBSERVATION,
+                f"The same of {_whose(scope)}, and each OPA that answers for it.",
+                {
+                    200: Reply("The status.", schemas.PolicyStatusAnswer, headers=_TAG),
+                    304: Reply(_SAME, headers=_TAG),
+                },
+                problems=_READ,
+                parameters=_CONDITIONAL,
+            )
+            for scope, path in (("platform", "/policies/platform"), ("project", "/policies/{project}"))
         ),
         Operation(
             "get",
@@ -386,10 +422,43 @@ def _observation() -> list[Operation]:
             "fleet",
             OBSERVATION,
             "What each OPA proves to enforce now, or with `at` proved to enforce then, by the record in MongoDB.",
-            {200: Reply("The agents.", schemas.Fleet)},
+            {200: Reply("The agents.", schemas.Fleet, headers=_TAG), 304: Reply(_SAME, headers=_TAG)},
             problems=(400, 401, 403, 503),
-            parameters=("fleet_at",),
+            parameters=("fleet_at", *_CONDITIONAL),
             example="-G -d at=2026-01-31T12:00:00Z",
+        ),
+        Operation(
+            "get",
+            "/history",
+            "passes",
+            OBSERVATION,
+            "What the leader's last passes did: policies, who made them, how long it took, when it was enforced.",
+            {200: Reply("A page, newest first.", schemas.PassList, headers=_TAG), 304: Reply(_SAME, headers=_TAG)},
+            problems=(400, 401, 403, 503),
+            parameters=("passes_limit", "after", *_CONDITIONAL),
+        ),
+        Operation(
+            "get",
+            "/trace",
+            "trace",
+            OBSERVATION,
+            "One commit's way: when it was pushed, seen, validated, applied, and enforced by each OPA.",
+            {200: Reply("The way so far.", schemas.Trace, headers=_TAG), 304: Reply(_SAME, headers=_TAG)},
+            problems=(400, 401, 403, 404, 503),
+            parameters=("commit", "traced_policy", *_CONDITIONAL),
+            example="-G -d policy=billing",
+        ),
+        Operation(
+            "get",
+            "/events",
+            "events",
+            OBSERVATION,
+            "Server-sent events: the whole state at first (`status`, `agents`, `pass`), then what becomes different of "
+            "it; `end` when the token has expired or the caller may listen no longer. Nothing is replayed: who "
+            "connects again gets the whole state again.",
+            {200: Reply("A stream.", media="text/event-stream")},
+            problems=(401, 403, 503),
+            example="-N",
         ),
         _open("/healthz", "healthz", "Whether the process lives.", {200: Reply("It does.", schemas.Alive)}),
         _open("/readyz", "readyz", "Whether this replica can serve policies.", ready, ("exclude",)),

@@ -27,6 +27,8 @@ OPEN: Final = frozenset(
     {"/healthz", "/readyz", "/metrics", "/openapi.json", "/docs", *(f"/hooks/{name}" for name in PROVIDERS)}
 )
 """Routes that need no token; hooks have proofs of their own."""
+STREAMED: web.RequestKey[float] = web.RequestKey("streamed", float)
+"""When a stream began: its answer was given then, however long it lasts (`time.perf_counter`)."""
 _METHODS: Final = frozenset({"GET", "HEAD", "PUT", "PATCH", "DELETE", "POST", "OPTIONS"})
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -38,9 +40,11 @@ async def envelope(request: web.Request, handler: Handler) -> web.StreamResponse
     started = time.perf_counter()
     request[REQUEST_ID] = request_id = _request_id(request.headers.get("X-Request-ID"))
     response, result = await _answer(request, handler, request_id)
-    response.headers["X-Request-ID"] = request_id
-    response.headers["X-Content-Type-Options"] = "nosniff"
-    _account(request, response.status, time.perf_counter() - started, request_id)
+    if not response.prepared:  # a stream has said so itself
+        response.headers["X-Request-ID"] = request_id
+        response.headers["X-Content-Type-Options"] = "nosniff"
+    until = request.get(STREAMED, time.perf_counter())
+    _account(request, response.status, until - started, request_id)
     attempt = request.get(ATTEMPT)
     if attempt is not None:
         await request.app[keys.AUDITOR].record(request, attempt, result, request_id)

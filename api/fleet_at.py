@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -11,13 +10,14 @@ from aiohttp import web
 
 from api import keys
 from api.auth import Action, may_read
+from api.conditional import conditional
+from api.passes import lag_of
 from api.problems import ProblemError
 from api.requests import authorized, moment
-from api.status import decoded
-from api.statusview import Observed, agent_of, counted, narrowed_agents, revision
+from api.statusview import Observed, agent_of, agent_state, counted, narrowed_agents, revision, totals
 from reconciler.core.enforcement import End, Enforced, Interval, enforced_at
 from reconciler.core.errors import RegopsError
-from reconciler.core.ports import Range
+from reconciler.core.passes import PassRecord
 from reconciler.core.records import Receipt
 
 NO_RECORD: Final = (
@@ -27,37 +27,32 @@ RECORD_AWAY: Final = "MongoDB, which has what the OPAs enforced, is out of reach
 
 
 async def fleet(request: web.Request) -> web.Response:
-    """{"at", "agents", "missing"}; a caller sees of it what `GET /status` shows it."""
+    """{"at", "agents", "totals", "missing"}; a caller sees of it what `GET /status` shows it."""
     caller = await authorized(request, None, Action.READ)
     at = moment(request, "at")
     document = await _now(request.app) if at is None else await _then(request.app, at)
     document["agents"] = narrowed_agents(document["agents"], lambda name: may_read(caller, name))
-    text = json.dumps(document, ensure_ascii=False)
-    return web.Response(text=text, content_type="application/json", headers={"Cache-Control": "no-store"})
+    return conditional(request, document, without=("at",))
 
 
 async def _now(app: web.Application) -> dict[str, Any]:
     """Of etcd, or 503: an older answer would look like this one."""
-    now, branch = datetime.now(UTC), app[keys.PLACE]["branch"]
-    seen = await _observed(app)
-    agents = [_present(receipt, agent_of(receipt, seen, branch)) for receipt in counted(seen, now)]
-    return {"at": _rfc3339(now), "agents": agents, "missing": None}
+    now, branch, observer = datetime.now(UTC), app[keys.PLACE]["branch"], app[keys.OBSERVER]
+    seen = await observer.read()
+    passes = await observer.passes()
+    receipts = counted(seen, now)
+    agents = [{**present(each, agent_of(each, seen, branch)), **_lag(each, seen, passes)} for each in receipts]
+    return {"at": _rfc3339(now), "agents": agents, "totals": totals(receipts, seen), "missing": None}
 
 
-async def _observed(app: web.Application) -> Observed:
-    space = app[keys.KEYSPACE]
-    read = await app[keys.STORE].read(
-        Range(space.receipts, prefix=True), Range(space.alives, prefix=True, keys_only=True)
-    )
-    receipts, alives = read.ranges
-    found = [decoded(Receipt, kv) for kv in receipts]
-    return Observed(
-        receipts=tuple(receipt for receipt in found if receipt is not None),
-        alive=frozenset(kv.key.removeprefix(space.alives) for kv in alives),
-    )
+def _lag(receipt: Receipt, seen: Observed, passes: Sequence[PassRecord]) -> dict[str, Any]:
+    applied = (seen.applied.commit, seen.applied.at) if seen.applied else None
+    since, missed = lag_of(receipt.enforced_revision, applied, passes)
+    return {"status": agent_state(receipt, seen), "behind_since": since, "behind_by": missed}
 
 
-def _present(receipt: Receipt, agent: dict[str, Any]) -> dict[str, Any]:
+def present(receipt: Receipt, agent: dict[str, Any]) -> dict[str, Any]:
+    """An agent of `GET /fleet`, from what `GET /status` says of it."""
     proven = receipt.enforced_revision if agent["alive"] else None
     reason = None if proven else str(End.WITHDRAWN if agent["alive"] else End.SILENT)
     last = receipt.enforced_revision
@@ -77,7 +72,8 @@ async def _then(app: web.Application, at: str) -> dict[str, Any]:
         raise _unavailable(RECORD_AWAY) from error
     found, branch = enforced_at(when, lasts, marks), app[keys.PLACE]["branch"]
     missing = _late(found, marks) if lasts else _empty(when, begins)
-    return {"at": at, "agents": [_agent(each, marks, branch) for each in found], "missing": missing}
+    agents = [_agent(each, marks, branch) for each in found]
+    return {"at": at, "agents": agents, "totals": None, "missing": missing}
 
 
 def _agent(enforced: Enforced, marks: Mapping[str, datetime], branch: str) -> dict[str, Any]:

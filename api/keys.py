@@ -11,11 +11,11 @@ from prometheus_client import CollectorRegistry
 from api.audited import Auditor
 from api.auth import Authorizer, Verifier
 from api.followed import Followed
+from api.observing import Observer
 from api.progress import Progress
 from api.ratelimit import Gate
 from api.rendered import Rendered
 from api.requestlog import RequestLog
-from api.statusview import Observed
 from reconciler.agent.mirror import Mirror
 from reconciler.core.keyspace import Keyspace
 from reconciler.core.ports import KeyValueStore, Source
@@ -29,7 +29,8 @@ from reconciler.version_history import VersionHistory
 from reconciler.writer import Writer
 
 if TYPE_CHECKING:
-    from api.hooks import Hooks  # it asks for its key here
+    from api.events import Board  # they ask for their keys here
+    from api.hooks import Hooks
 
 RecordT = TypeVar("RecordT", bound=Record)
 
@@ -42,7 +43,7 @@ REGISTRY = web.AppKey("registry", CollectorRegistry)
 METRICS = web.AppKey("metrics", ApiMetrics)
 REQUEST_LOG = web.AppKey("request_log", RequestLog)
 RENDERED = web.AppKey("rendered", Rendered)
-LAST_SEEN: web.AppKey[list[Observed]] = web.AppKey("last_seen")
+OBSERVER = web.AppKey("observer", Observer)
 WAITS_FOR: web.AppKey[Callable[[], Mapping[str, str]]] = web.AppKey("waits_for")
 HELD: web.AppKey[Followed[Held]] = web.AppKey("held")
 VERIFIER = web.AppKey("verifier", Verifier)
@@ -57,3 +58,4 @@ HISTORY = web.AppKey("history", VersionHistory)
 AUDIT_TRAIL: web.AppKey[AuditStore | None] = web.AppKey("audit_trail")
 RECEIPTS: web.AppKey[ReceiptStore | None] = web.AppKey("receipts")
 HOOKS: web.AppKey[Hooks] = web.AppKey("hooks")
+BOARD: web.AppKey[Board] = web.AppKey("board")

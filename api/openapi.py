@@ -85,6 +85,17 @@ _PARAMETERS: Final[Mapping[str, tuple[str, dict[str, Any], str]]] = {
         {"type": "integer", "minimum": 1, "maximum": 100, "default": 20},
         "Items on a page.",
     ),
+    "passes_limit": (
+        "query",
+        {"type": "integer", "minimum": 1, "maximum": 200, "default": 20},
+        "Items on a page.",
+    ),
+    "commit": (
+        "query",
+        {"type": "string", "minLength": 4, "maxLength": 40, "pattern": "^[0-9a-fA-F]+$"},
+        "A commit, or its first digits. Either this or `policy`.",
+    ),
+    "traced_policy": ("query", {"type": "string"}, "A policy: the newest commit that changed it is traced."),
     "at": (
         "query",
         {"type": "string", "format": "date-time"},
@@ -116,6 +127,8 @@ _PARAMETERS: Final[Mapping[str, tuple[str, dict[str, Any], str]]] = {
     "after": ("query", {"type": "string"}, "`next` of the page before."),
     "exclude": ("query", {"type": "array", "items": {"type": "string"}}, "Checks to leave out, such as `git`."),
 }
+_SPECIAL: Final = frozenset({"versions_limit", "passes_limit", "fleet_at", "traced_policy"})
+"""Parameters that mean something else in other operations: they are called by the last word."""
 _HEADERS: Final[Mapping[str, tuple[dict[str, Any], str]]] = {
     "ETag": (
         {"type": "string", "pattern": '^"[0-9a-f]{40}"$'},
@@ -224,7 +237,9 @@ def _problem(status: int, operation: Operation) -> dict[str, Any]:
 def _parameter(name: str) -> dict[str, Any]:
     place, schema, says = _PARAMETERS[name]
     return {
-        "name": name.rpartition("_")[2] if name in {"versions_limit", "fleet_at"} else name,
+        "name": name.rpartition("_")[2]
+        if name in {"versions_limit", "passes_limit", "fleet_at", "traced_policy"}
+        else name,
         "in": place,
         "required": False,
         "schema": schema,

@@ -12,7 +12,7 @@ from api import keys
 from api.audited import DRY
 from api.auth import Action, Caller, path_segments
 from api.problems import ProblemError
-from reconciler.core.model import PLATFORM, PolicyName, project_policy
+from reconciler.core.model import PLATFORM, PolicyName, policy_name, project_policy
 
 CALLER: web.RequestKey[Caller] = web.RequestKey("caller")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -112,6 +112,17 @@ def number(request: web.Request, name: str, default: int, most: int) -> int:
     if not text.isascii() or not text.isdigit() or len(text) > _DIGITS or not 1 <= int(text) <= most:
         raise ProblemError(400, "validation_error", f"?{name}= must be a number from 1 to {most}, not {text[:20]!r}")
     return int(text)
+
+
+def policy_asked(request: web.Request, name: str = "policy") -> PolicyName | None:
+    """A policy of the query, by its whole name or a project's."""
+    text = _asked(request, name)
+    if text is None:
+        return None
+    try:
+        return policy_name(text) if "/" in text or text == PLATFORM else project_policy(text)
+    except ValueError as error:
+        raise ProblemError(400, "validation_error", f"?{name}=: {error}") from error
 
 
 def commit_of(request: web.Request, header: str) -> str | None:

@@ -400,6 +400,28 @@ class Agent(_Open):
     stale: bool
 
 
+class FleetCounts(_Open):
+    """How many OPAs, and what they prove. Every OPA is `current`, `behind` or `unknown`."""
+
+    agents: int
+    current: int
+    """They enforce the applied commit."""
+    behind: int
+    """They enforce another one."""
+    unknown: int
+    """They prove nothing now, or are silent."""
+    stale: int
+    """Their agents cannot reach etcd, or are silent."""
+    errors: int
+    """They report an error."""
+
+
+class FleetTotals(FleetCounts):
+    """The same for all, and by datacentre."""
+
+    datacentres: dict[str, FleetCounts]
+
+
 class Status(_Open):
     """What is applied and enforced; a caller sees what it may read. Revisions are `<branch>@sha1:<commit>`."""
 
@@ -419,7 +441,199 @@ class Status(_Open):
     """Policies whose deletion waits for `/admin/confirm`."""
     ignored_files: list[str]
     """Paths in the repository that are not published."""
+    fleet: FleetTotals
     agents: list[Agent]
+
+
+class PolicyAgents(_Open):
+    """The OPAs that answer for a policy."""
+
+    total: int
+    current: int
+    behind: int
+    unknown: int
+    errors: int
+
+
+class PolicyStatus(_Open):
+    """One policy: what is live, what is held, who enforces it."""
+
+    policy: str
+    etag: str | None
+    """`null`: it never went live."""
+    commit: str | None
+    """The commit that made the live version."""
+    actor: str | None
+    """Its author."""
+    since: str | None
+    """Since when that version is live."""
+    rego_version: int | None
+    held: Hold | None
+    """Why the version in Git is not live."""
+    sync: Sync
+    health: Health
+    agents: PolicyAgents
+
+
+class Hold(_Open):
+    """A version in Git that does not go live."""
+
+    commit: str
+    reason: str
+    errors: list[Place]
+
+
+class PolicyStatusList(_Schema):
+    """One page, sorted by name."""
+
+    items: list[PolicyStatus]
+    next: str | None
+    """Give it as `?after=` for the next page."""
+
+
+class PolicyStatusAnswer(PolicyStatus):
+    """The same, and each OPA that answers for it."""
+
+    enforced_by: list[Agent]
+
+
+class StageSeconds(_Open):
+    """How long each stage took; `null` where it did not come to it."""
+
+    fetch: float | None
+    """From the trigger to the fetched commit."""
+    validate_: float | None = Field(alias="validate")
+    apply: float | None
+    total: float | None
+    """From the trigger to etcd."""
+    enforced: float | None
+    """From etcd to the last OPA's proof; `null` until all have given one."""
+
+
+class PassChange(_Open):
+    """What a pass did to one policy."""
+
+    policy: str
+    operation: Literal["create", "update", "delete", "heal"]
+    """`heal`: a hand edit in etcd was undone."""
+    commit: str
+    actor: str
+
+
+class PassCommit(_Open):
+    """A commit that a pass brought."""
+
+    commit: str
+    author: str
+    committed_at: str
+    subject: str
+
+
+class PassEnforced(_Open):
+    """How far the OPAs have followed."""
+
+    agents: int
+    enforced: int
+    first_at: str | None
+    last_at: str | None
+
+
+class Pass(_Open):
+    """One pass that wrote to etcd, or passes in a row that failed for one reason. Times are the leader's."""
+
+    id: str
+    outcome: Literal["applied", "failed"]
+    trigger: str
+    """`start`, `poll`, `push`, `hook`, `drift`, `request` or `api`."""
+    seen_at: str
+    """When the trigger was noticed."""
+    at: str
+    leader: str
+    commit: str | None
+    before: str | None
+    """The commit that was applied before."""
+    fetched_at: str | None
+    validated_at: str | None
+    applied_at: str | None
+    created: int
+    updated: int
+    deleted: int
+    healed: int
+    held: int
+    changes: list[PassChange]
+    changes_more: int
+    """How many more there were."""
+    commits: list[PassCommit]
+    """What the pass brought, newest first."""
+    commits_more: int
+    reason: str
+    message: str
+    count: int
+    """How often in a row it failed so."""
+    enforced: PassEnforced | None
+    seconds: StageSeconds
+
+
+class PassList(_Schema):
+    """One page, newest first."""
+
+    items: list[Pass]
+    next: str | None
+    """Give it as `?after=` for the next page."""
+
+
+class TracedPolicy(_Open):
+    """What became of one policy that the commit changed."""
+
+    policy: str
+    state: Literal["pending", "held", "live", "deleted", "superseded", "unknown"]
+    etag: str | None
+    reason: str | None
+    errors: list[str]
+
+
+class Stage(_Open):
+    """A moment on the commit's way; `null`: not reached, or not known."""
+
+    stage: Literal["pushed", "seen", "fetched", "validated", "applied", "enforced_first", "enforced_everywhere"]
+    """`pushed` is the committer's time, to the second: Git keeps no other; merges on a Git host and writes by this API
+    set it as they happen."""
+    at: str | None
+
+
+class TracedAgent(_Open):
+    """How one OPA followed."""
+
+    id: str
+    datacentre: str
+    scope: str
+    state: Literal["enforced", "behind", "unknown"]
+    at: str | None
+    """When it first proved this commit or a later one; `null` where that is not known."""
+    seconds: float | None
+    """From etcd to that proof."""
+    enforced_revision: str | None
+    error: str | None
+
+
+class Trace(_Schema):
+    """One commit's way to every OPA."""
+
+    commit: str
+    revision: str
+    author: str
+    subject: str
+    state: Literal["pending", "held", "live", "deleted", "superseded", "applied", "not_in_branch", "unknown"]
+    """`applied`: it changes no policy, and is part of what is applied."""
+    policies: list[TracedPolicy]
+    policies_more: int
+    """How many more it changes that the caller may not read."""
+    stages: list[Stage]
+    pass_: Pass | None = Field(alias="pass")
+    """The pass that applied it."""
+    agents: list[TracedAgent]
+    missing: list[str]
+    """What is not known, and why."""
 
 
 class FleetAgent(_Open):
@@ -445,6 +659,12 @@ class FleetAgent(_Open):
     """What was proven last."""
     opa_version: str | None
     error: str | None
+    status: Literal["current", "behind", "unknown"] | None = Field(default=None, json_schema_extra=_never_null)
+    """Beside the applied commit; now only."""
+    behind_since: str | None = None
+    """Since when there is something that it does not enforce; now only."""
+    behind_by: int | None = None
+    """How many passes that moved the commit it lacks; `null` where the log does not tell."""
 
 
 class Fleet(_Schema):
@@ -452,5 +672,7 @@ class Fleet(_Schema):
 
     at: str
     agents: list[FleetAgent]
+    totals: FleetTotals | None
+    """Now; `null` for another time."""
     missing: str | None
     """What the record does not have of that time; `null`: nothing is missing."""

@@ -24,6 +24,7 @@ from reconciler.core.records import Applied, Held, Receipt, Suspended
 FORGOTTEN: Final = timedelta(days=7)
 """An agent that has been silent for so long no longer counts."""
 _NAMED: Final = 5
+_NOBODY: Final[Mapping[str, int]] = dict.fromkeys(("agents", "current", "behind", "unknown", "stale", "errors"), 0)
 _HIDDEN: Final = "this OPA reports an error, which a platform admin may read"
 
 
@@ -40,6 +41,8 @@ class Observed:
     alive: frozenset[str] = frozenset()
     led: bool = False
     reachable: bool = True
+    since: str | None = None
+    """Since when it is not ``reachable``; before that, since when this replica looks."""
 
 
 def status_document(seen: Observed, source: Mapping[str, str], now: datetime) -> dict[str, Any]:
@@ -67,8 +70,33 @@ def status_document(seen: Observed, source: Mapping[str, str], now: datetime) ->
         "warnings": list(record.warnings) if record else [],
         "leader": record.leader if record and seen.led else None,
         "last_apply": record.last_apply if record else None,
+        "fleet": totals(agents, seen),
         "agents": [agent_of(receipt, seen, branch) for receipt in agents],
     }
+
+
+def totals(receipts: Iterable[Receipt], seen: Observed) -> dict[str, Any]:
+    """How many OPAs enforce the applied commit, are behind it, or prove nothing; of these how many are stale or report
+    an error; the same by datacentre. Names nobody, so everybody may read it."""
+    everywhere, datacentres = dict(_NOBODY), dict[str, dict[str, int]]()
+    for receipt in receipts:
+        alive = f"{receipt.datacentre}/{receipt.id}" in seen.alive
+        marks = ["agents", agent_state(receipt, seen)]
+        marks += ["stale"] * (receipt.stale or not alive) + ["errors"] * bool(receipt.error)
+        for counts in (everywhere, datacentres.setdefault(receipt.datacentre, dict(_NOBODY))):
+            for mark in marks:
+                counts[mark] += 1
+    return {**everywhere, "datacentres": dict(sorted(datacentres.items()))}
+
+
+def agent_state(receipt: Receipt, seen: Observed) -> str:
+    """``current``: its OPA proves the applied commit; ``behind``: another one; ``unknown``: nothing, or nothing can be
+    read."""
+    if not seen.reachable or f"{receipt.datacentre}/{receipt.id}" not in seen.alive:
+        return "unknown"
+    if receipt.enforced_revision is None:
+        return "unknown"
+    return "current" if receipt.enforced_revision == (seen.applied.commit if seen.applied else "none") else "behind"
 
 
 def narrowed(document: dict[str, Any], may_read: Callable[[PolicyName], bool]) -> dict[str, Any]:
@@ -121,17 +149,21 @@ def _mine(project: str, may_read: Callable[[PolicyName], bool]) -> bool:
 def _conditions(seen: Observed, now: datetime) -> tuple[Condition, ...]:
     found = seen.record.conditions if seen.record else ()
     if not seen.reachable:
-        return _unknown(found, "StoreUnavailable", "etcd cannot be read", now)
+        return _unknown(found, "StoreUnavailable", "etcd cannot be read", _since(seen, now))
     if not found:
-        return _unknown((), "Progressing", "no pass has run yet", now)
+        return _unknown((), "Progressing", "no pass has run yet", _since(seen, now))
     if not seen.led:
-        return _unknown(found, "NoLeader", "no replica leads: nothing is being applied", now)
+        return _unknown(found, "NoLeader", "no replica leads: nothing is being applied", _since(seen, now))
     return tuple(found)
 
 
-def _unknown(found: Iterable[Condition], reason: str, message: str, now: datetime) -> tuple[Condition, ...]:
+def _since(seen: Observed, now: datetime) -> str:
+    """A time that stays the same from look to look, for what has no time of its own."""
+    return seen.since or (seen.record.at if seen.record else "") or _rfc3339(now)
+
+
+def _unknown(found: Iterable[Condition], reason: str, message: str, at: str) -> tuple[Condition, ...]:
     """Ready is unknown, and therefore something is being done about it; notices of before still stand."""
-    at = _rfc3339(now)
     kept = [c for c in found if c.type in {VALIDATION_FAILED, PRUNE_BLOCKED, FETCH_FAILED}]
     return (
         Condition(READY, "Unknown", reason, message, at),
@@ -141,9 +173,9 @@ def _unknown(found: Iterable[Condition], reason: str, message: str, now: datetim
 
 
 def _healthy(seen: Observed, agents: list[Receipt], now: datetime) -> Condition:
-    at = max((receipt.since for receipt in agents), default=_rfc3339(now))
+    at = max((receipt.since for receipt in agents), default=_since(seen, now))
     if not seen.reachable:
-        return Condition(HEALTHY, "Unknown", "StoreUnavailable", "etcd cannot be read", _rfc3339(now))
+        return Condition(HEALTHY, "Unknown", "StoreUnavailable", "etcd cannot be read", _since(seen, now))
     if not agents:
         return Condition(HEALTHY, "True", "NoAgents", "no agent has reported: nothing enforces this yet", at)
     silent = [receipt.id for receipt in agents if f"{receipt.datacentre}/{receipt.id}" not in seen.alive]
@@ -155,6 +187,11 @@ def _healthy(seen: Observed, agents: list[Receipt], now: datetime) -> Condition:
         message = f"silent: {_names(silent)}; `regops fleet forget ID` drops one that is gone for good"
         return Condition(HEALTHY, "Unknown", "AgentsSilent", message, at)
     return Condition(HEALTHY, "True", "Enforced", f"{len(agents)} of {len(agents)} OPAs enforce the applied commit", at)
+
+
+def sync_of(seen: Observed) -> str:
+    """Argo CD's word: Synced, OutOfSync or Unknown."""
+    return _sync(seen, seen.record.conditions if seen.record else ())
 
 
 def _sync(seen: Observed, conditions: Iterable[Condition]) -> str:

@@ -76,6 +76,18 @@ class Watching(Protocol):
         ...
 
 
+class Journal(Protocol):
+    """The log of passes, as far as the loop knows it. The calls neither wait nor raise."""
+
+    def applied(self, result: PassResult, trigger: Trigger) -> None:
+        """A pass has written."""
+        ...
+
+    def failed(self, error: RegopsError, trigger: Trigger) -> None:
+        """A pass broke off."""
+        ...
+
+
 class Recording(Watching, Protocol):
     """The record of versions, as far as the loop knows it."""
 
@@ -154,12 +166,14 @@ class Loop:
         branch: AtHand | None = None,
         recorder: Recording | None = None,
         watchers: Sequence[Watching] = (),
+        journal: Journal | None = None,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._reconciler = reconciler
         self._branch = branch
         self._recorder = recorder
         self._watchers = [*([recorder] if recorder else []), *watchers]
+        self._journal = journal
         self._mailbox = mailbox
         self._status = status
         self._git = git
@@ -247,6 +261,8 @@ class Loop:
         self._metrics.foreign_keys.set(len(result.foreign))
         if not result.wrote:
             return
+        if self._journal:
+            self._journal.applied(result, trigger)
         self._metrics.last_applied.set(self._clock().timestamp())
         self._metrics.drift_healed.inc(len(result.plan.drifted))
         self._metrics.stages(trigger.seen_at, result.stages)
@@ -260,6 +276,8 @@ class Loop:
         self._reconciler.invalidate()
         self._metrics.passes.labels(error.outcome).inc()
         self._metrics.failures.labels(error.reason).inc()
+        if self._journal:
+            self._journal.failed(error, trigger)
         level = logging.INFO if self._failures > 1 else logging.WARNING
         log.log(level, "pass failed", extra={"reason": error.reason, "error": str(error), "trigger": trigger.kind})
 

@@ -225,7 +225,7 @@ class ServerSettings(_Group):
 
 
 class ApiSettings(_Group):
-    """Bounds of the write path."""
+    """Bounds of the API."""
 
     concurrent_writes: Annotated[int, Field(ge=1)] = 256
     """Writes that may be under way at once in this replica; more are answered 503."""
@@ -233,6 +233,8 @@ class ApiSettings(_Group):
     """Writes that one caller may make per second on average; more are answered 429."""
     burst: Annotated[int, Field(ge=1)] = 100
     """Writes that one caller may make at once."""
+    event_listeners: Annotated[int, Field(ge=1)] = 1000
+    """Streams of `/events` that this replica serves at once; more are answered 503."""
     patience: Seconds = 10.0
     """Seconds that a write waits for the remote: for one fetch, and for finding out what became of a push."""
 

@@ -15,9 +15,11 @@ from prometheus_client import CollectorRegistry
 from api.app import Parts, create_app
 from api.audited import Auditor
 from api.auth import open_access
+from api.events import Board
 from api.fleet import Fleet
 from api.followed import Followed
 from api.hooks import Hooks, Secrets
+from api.observing import Observer
 from api.progress import Progress
 from api.ratelimit import Gate
 from api.requestlog import RequestLog
@@ -112,13 +114,16 @@ async def open_api(engine: Engine, group: asyncio.TaskGroup, candidacy: Candidac
         patience=settings.api.patience,
     )
     ledger = Ledger(store, space, settings.server.id)
+    place = {"remote": settings.git.shown, "branch": settings.git.branch, "path": settings.git.path}
+    observer = Observer(store, space, mirror)
+    board = Board(store, space, observer, place, most=settings.api.event_listeners)
     async with open_access(settings.auth, _platform_version(mirror)) as access:
         parts = Parts(
             store=store,
             keyspace=space,
             mirror=mirror,
             source=engine.source,
-            place={"remote": settings.git.shown, "branch": settings.git.branch, "path": settings.git.path},
+            place=place,
             registry=engine.registry,
             metrics=metrics,
             request_log=RequestLog("regops-server"),
@@ -139,13 +144,15 @@ async def open_api(engine: Engine, group: asyncio.TaskGroup, candidacy: Candidac
                 look=told.hooked,
                 metrics=HookMetrics(engine.registry),
             ),
+            observer=observer,
+            board=board,
             audit_trail=engine.record.audit if engine.record else None,
             receipts=engine.record.receipts if engine.record else None,
             waits_for=candidacy.waits_for if candidacy else dict,
             serve_metrics=settings.server.metrics_port is None,
         )
-        for job in (mirror.run(), fleet.run(), held.run(), ledger.run(), writer.run(), told.run(), access.keys.run()):
-            group.create_task(job)
+        for part in (mirror, fleet, held, ledger, writer, told, access.keys, board):
+            group.create_task(part.run())
         if candidacy is None:
             group.create_task(_mirrored(engine.source))
         group.create_task(recover(journal, left, engine.audit.sink, engine.source))

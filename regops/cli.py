@@ -14,7 +14,7 @@ from regops.commands.plan import plan
 from regops.commands.rego_test import rego_test
 from regops.commands.rollback import rollback
 from regops.commands.run import agent, server
-from regops.commands.status import fleet, status
+from regops.commands.status import fleet, passes, status, trace
 from regops.commands.sync import sync
 from regops.commands.version import version
 from regops.dev import dev
@@ -47,6 +47,7 @@ for command in (
     fleet,
     history,
     mirror,
+    passes,
     plan,
     resume,
     rollback,
@@ -54,6 +55,7 @@ for command in (
     status,
     suspend,
     sync,
+    trace,
     rego_test,
     version,
 ):

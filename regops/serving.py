@@ -21,6 +21,7 @@ from reconciler.core.errors import RegopsError
 from reconciler.core.versions import Retention
 from reconciler.loop import Loop, StatusKeeper
 from reconciler.metrics import LoopMetrics, ReceiptMetrics, RecorderMetrics, StoreMetrics
+from reconciler.pass_log import PassLog
 from reconciler.receipt_recorder import ReceiptRecorder
 from reconciler.recorder import Recorder
 from reconciler.settings import Settings
@@ -153,6 +154,7 @@ class Contender:
         engine, own, git = self._engine, self._settings.server, self._settings.git
         election = Election(engine.store, self._keyspace.leader, own.id, own.lease_ttl)
         reconciler = compose.make_reconciler(self._settings, engine.source, engine.store, engine.judge)
+        journal = PassLog(engine.store, self._keyspace, engine.source, leader=own.id)
         loop = Loop(
             reconciler,
             engine.mailbox,
@@ -163,6 +165,7 @@ class Contender:
             branch=engine.source,
             recorder=self._recorder,
             watchers=[engine.audit.passes, *([engine.audit.commits] if engine.audit.commits else [])],
+            journal=journal,
         )
         restarted = self._metrics.watch_restarts.inc
         drift = DriftWatch(engine.store, self._keyspace, engine.mailbox, reconciler, restarted=restarted)
@@ -171,7 +174,7 @@ class Contender:
                 async with election.lead() as leadership, watch_files(git.remote, engine.mailbox):
                     with self._leading():
                         beside = [engine.audit.passes, self._recorder, engine.audit.commits]
-                        recording = [each.run() for each in beside if each is not None]
+                        recording = [journal.run(), *(each.run() for each in beside if each is not None)]
                         recording += [self._receipts.follow()] if self._receipts else []
                         await _first_of(loop.run(leadership), drift.run(), leadership.lost(), *recording)
             except RegopsError as error:

@@ -5,7 +5,7 @@ test chooses.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from pathlib import Path
 from time import monotonic
 
@@ -29,6 +29,11 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 A = project_policy("a")
 Start = Callable[..., Engine]
+
+
+def without_log(keys: Iterable[str]) -> set[str]:
+    """Entries of the log of passes have names of their own each time."""
+    return {key for key in keys if not key.startswith("passes/")}
 
 
 def says(word: str, project: str = "a") -> dict[str, bytes]:
@@ -419,7 +424,7 @@ async def test_a_leader_whose_keys_somebody_deleted_leads_again_and_writes_all_o
         await engine.hand.commit(Transaction((), tuple(Delete(f"{engine.keys.own}{key}") for key in before)))
         await engine.until(lambda: engine.metric("triggers_total", kind="start") == 2)
         await engine.until_ready("True")
-        assert (await engine.read(engine.keys.own, prefix=True)).keys() == before.keys()
+        assert without_log(await engine.read(engine.keys.own, prefix=True)) == without_log(before)
         assert await engine.live() == wanted
         assert "leading no more" in caplog.text
 

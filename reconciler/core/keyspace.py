@@ -73,6 +73,15 @@ class Keyspace:
         return f"{self.own}status"
 
     @property
+    def passes(self) -> str:
+        """Prefix of the log of passes."""
+        return f"{self.own}passes/"
+
+    def logged(self, name: str) -> str:
+        """One entry of the log of passes."""
+        return f"{self.passes}{name}"
+
+    @property
     def metas(self) -> str:
         """Prefix of the policies' `Meta` records."""
         return f"{self.own}meta/"

@@ -107,6 +107,11 @@ class Source(Protocol):
         """Whether ``ancestor`` is ``commit`` or reachable from it; ``False`` also when it is not in the mirror."""
         ...
 
+    async def find(self, text: str) -> str | None:
+        """The whole id of the commit in the mirror that ``text``, 4 to 40 hex digits, begins; ``None`` where none does,
+        or several do."""
+        ...
+
     async def past_versions(self, commit: str, policy: PolicyName) -> Sequence[PastVersion]:
         """Distinct earlier versions of a policy along the first-parent history, newest first, bounded (100)."""
         ...

@@ -35,6 +35,11 @@ class ReceiptStore(Protocol):
         (`reconciler.core.enforcement.FORGOTTEN_AFTER`) before. In no order."""
         ...
 
+    async def since(self, at: datetime, *, limit: int) -> Sequence[Interval]:
+        """The intervals that began at or after ``at``, the oldest ones up to ``limit``, in the order of their
+        beginning."""
+        ...
+
     async def begins(self) -> datetime | None:
         """When the oldest interval began; ``None`` when there is none."""
         ...

@@ -1,10 +1,12 @@
-"""``regops status`` and ``regops fleet``: what is live, what is held and why, and who enforces it."""
+"""``regops status``, ``passes``, ``trace`` and ``fleet``: what is live, what is held and why, who enforces it when."""
 
 from __future__ import annotations
 
 import asyncio
 import json
-from typing import Any
+import re
+import sys
+from typing import Any, Final
 
 import click
 
@@ -12,9 +14,22 @@ from reconciler.core.errors import StalledError
 from reconciler.core.ports import Delete, Range, Transaction
 from regops import compose
 from regops.commands.errors import one_line
-from regops.commands.table import table
-from regops.commands.target import Target, get, get_status, place_of, target_options
+from regops.commands.following import again
+from regops.commands.policies import PolicyArgument, path_of
+from regops.commands.tables import (
+    fleet_table,
+    fleet_then,
+    passes_table,
+    policies_table,
+    policy_page,
+    status_line,
+    status_page,
+    trace_page,
+)
+from regops.commands.target import Target, get, get_status, target_options
 from regops.commands.times import parse_time
+
+_HEX: Final = re.compile(r"[0-9a-fA-F]{4,40}")
 
 
 @click.command(
@@ -23,102 +38,114 @@ from regops.commands.times import parse_time
 Examples:
   regops status                              of the `regops dev` in this folder
   regops status --server http://10.0.0.5:8080
+  regops status --watch                      until Ctrl-C, as it changes
+  regops status --policies                   every policy in a line
+  regops status billing                      one policy, and each OPA that answers for it
   regops status --json | jq .conditions
 """,
 )
-@click.option("--json", "as_json", is_flag=True, help="Print the document of GET /status.")
+@click.argument("policy", required=False, type=PolicyArgument())
+@click.option("--policies", is_flag=True, help="Show each policy: live, held, enforced by how many OPAs.")
+@click.option("--watch", "-w", is_flag=True, help="Go on showing it as it changes.")
+@click.option("--json", "as_json", is_flag=True, help="Print the server's answer; with --watch one line for each.")
 @target_options
 @one_line
-def status(target: Target, *, as_json: bool) -> None:
-    """Show conditions, the applied commit, held policies with their errors, and each agent's receipt.
+def status(target: Target, policy: str | None, *, policies: bool, watch: bool, as_json: bool) -> None:
+    """Show conditions, the applied commit, held policies with their errors, and each agent's receipt; or the status of
+    each policy, or of one POLICY (`platform`, or a project's name).
 
     The exit code is 0 whenever a server answered, whatever it said: for a script, look at `.sync.status` (Synced,
     OutOfSync, Unknown) and `.health.status` (Healthy, Progressing, Degraded, Suspended, Unknown) of `--json`.
     """
-    document = asyncio.run(get_status(target))
-    click.echo(json.dumps(document, indent=2, ensure_ascii=False) if as_json else _page(document))
+    if sum((policy is not None, policies, watch)) > 1:
+        raise click.UsageError("give only one of POLICY, --policies and --watch")
+    if watch:
+        asyncio.run(_watch(target, as_json=as_json))
+        return
+    if policies:
+        items = asyncio.run(_policies(target))
+        _print(items, policies_table(items), as_json=as_json)
+    elif policy is not None:
+        item = asyncio.run(get(target, f"/status{path_of(policy)}"))
+        _print(item, policy_page(item), as_json=as_json)
+    else:
+        document = asyncio.run(get_status(target))
+        _print(document, status_page(document), as_json=as_json)
 
 
-def _page(status: dict[str, Any]) -> str:
-    source = status["source"]
-    lines = [
-        f"Source:     {source['remote']} (branch {source['branch']}, folder {source['path']})",
-        f"Applied:    {status['last_applied_revision'] or 'nothing yet'}   {status['last_applied_at'] or ''}".rstrip(),
-        f"Attempted:  {status['last_attempted_revision'] or '-'}",
-        f"Sync:       {status['sync']['status']}",
-        f"Health:     {status['health']['status']}",
-        f"Policies:   {status['policies']['live']} live, {status['policies']['held']} held",
-    ]
-    if status["suspended"]:
-        lines.append(f"Suspended:  nothing is applied until `regops resume`{_suspension(status.get('suspension'))}")
-    rows = [[c["type"], c["status"], c["reason"], c["message"]] for c in status["conditions"]]
-    lines += ["", table(["CONDITION", "STATUS", "REASON", "MESSAGE"], rows)]
-    for held in status["held"]:
-        lines += ["", f"{held['policy']} is held ({held['reason']}):", *(f"  {place_of(e)}" for e in held["errors"])]
-    if status["blocked_deletions"]:
-        commit = (status["last_attempted_revision"] or "").rpartition(":")[2]
-        lines += ["", "Deletions that wait for a person:", *(f"  {name}" for name in status["blocked_deletions"])]
-        lines.append(f"If they are meant: regops sync --confirm {commit}")
-    if status["ignored_files"]:
-        lines += ["", f"Ignored files: {', '.join(status['ignored_files'][:10])}"]
-    if status.get("foreign_keys"):
-        lines += ["", f"Foreign keys in etcd, not enforced: {', '.join(status['foreign_keys'][:10])}"]
-        lines.append("To delete them: regops sync --remove-foreign")
-    return "\n".join([*lines, "", _fleet(status)])
+def _print(document: Any, page: str, *, as_json: bool) -> None:
+    click.echo(json.dumps(document, indent=2, ensure_ascii=False) if as_json else page)
 
 
-def _suspension(word: dict[str, Any] | None) -> str:
-    """Who, when and why; nothing where the server does not tell or the record cannot be read."""
-    if not word or not word["by"]:
-        return ""
-    return f" (by {word['by']} at {word['at']}{': ' if word['reason'] else ''}{word['reason']})"
+async def _watch(target: Target, *, as_json: bool) -> None:
+    """On a terminal the page is drawn anew; elsewhere each change is one line."""
+    screen = sys.stdout.isatty() and not as_json
+    async for document in again(target, lambda why: click.echo(f"{why}; trying again", err=True)):
+        if as_json:
+            click.echo(json.dumps(document, ensure_ascii=False))
+        elif screen:
+            click.clear()
+            click.echo(f"{status_page(document)}\n\nWatching; Ctrl-C ends it.")
+        else:
+            click.echo(status_line(document))
 
 
-def _fleet(status: dict[str, Any]) -> str:
-    if not status["agents"]:
-        return "No agent has reported yet"
-    rows = [
-        [
-            agent["id"],
-            agent["datacentre"],
-            agent["scope"],
-            (agent["enforced_revision"] or "unknown").rpartition(":")[2][:12],
-            agent["since"],
-            agent["opa_version"],
-            agent["error"] or _quiet(agent),
-        ]
-        for agent in status["agents"]
-    ]
-    return table(["AGENT", "DATACENTRE", "SCOPE", "ENFORCES", "SINCE", "OPA", "ERROR"], rows)
+async def _policies(target: Target) -> list[dict[str, Any]]:
+    """Every page."""
+    items: list[dict[str, Any]] = []
+    after: str | None = None
+    while True:
+        page = await get(target, "/status/policies", {"limit": 1000, "after": after})
+        items += page["items"]
+        after = page["next"]
+        if after is None:
+            return items
 
 
-def _fleet_then(document: dict[str, Any]) -> str:
-    rows = [
-        [
-            agent["id"],
-            agent["datacentre"],
-            agent["scope"],
-            (agent["commit"] or "unknown")[:12],
-            agent["since"],
-            agent["to"] or "",
-            agent["error"] or _doubt(agent),
-        ]
-        for agent in document["agents"]
-    ]
-    shown = table(["AGENT", "DATACENTRE", "SCOPE", "ENFORCED", "SINCE", "UNTIL", "NOTE"], rows) if rows else "No agent"
-    return f"{shown}\n\nMissing: {document['missing']}" if document["missing"] else shown
+@click.command(
+    short_help="What the leader's passes did, by whom, and how long it took.",
+    epilog="""\b
+Examples:
+  regops passes                       the last 20
+  regops passes --limit 200 --json
+""",
+)
+@click.option("--limit", type=click.IntRange(1, 200), default=20, show_default=True, help="How many, newest first.")
+@click.option("--json", "as_json", is_flag=True, help="Print the passes as JSON.")
+@target_options
+@one_line
+def passes(target: Target, limit: int, *, as_json: bool) -> None:
+    """Show the passes that wrote to etcd, and those that failed, newest first.
+
+    APPLIED IN is the time from the trigger (a push that was noticed, a webhook, a poll …) to etcd; ENFORCED IN from
+    there until every OPA had proven it. Etcd keeps the last 200.
+    """
+    items = asyncio.run(get(target, "/history", {"limit": limit}))["items"]
+    _print(items, passes_table(items), as_json=as_json)
 
 
-def _doubt(agent: dict[str, Any]) -> str:
-    """Why it is not known what was enforced."""
-    return f"{agent['reason']}; before: {agent['last_commit'][:12]}" if agent["reason"] else ""
+@click.command(
+    short_help="One commit's way: pushed, seen, applied, enforced by each OPA.",
+    epilog="""\b
+Examples:
+  regops trace 1f3a9c2                the commit, or its first digits
+  regops trace billing                the newest commit that changed this policy
+  regops trace platform --json
+""",
+)
+@click.argument("what", metavar="COMMIT|POLICY")
+@click.option("--json", "as_json", is_flag=True, help="Print the answer of GET /trace.")
+@target_options
+@one_line
+def trace(target: Target, what: str, *, as_json: bool) -> None:
+    """Show when a COMMIT, or the newest commit that changed a POLICY, was pushed, seen, validated and applied, and when
+    each OPA proved to enforce it.
 
-
-def _quiet(agent: dict[str, Any]) -> str:
-    """What is wrong with an agent that reports no error."""
-    if not agent["alive"]:
-        return "silent"
-    return "stale: etcd is out of its reach" if agent["stale"] else ""
+    4 to 40 hex digits are a commit; write a project of such a name as projects/NAME.
+    """
+    query = {"commit": what} if _HEX.fullmatch(what) else {"policy": what}
+    found = asyncio.run(get(target, "/trace", query))
+    _print(found, trace_page(found), as_json=as_json)
 
 
 @click.group(
@@ -146,11 +173,10 @@ def fleet(context: click.Context, target: Target, time: str | None, *, as_json: 
     context.obj = target
     if context.invoked_subcommand is None and time is not None:
         document = asyncio.run(get(target, "/fleet", {"at": parse_time(time)}))
-        click.echo(json.dumps(document, indent=2, ensure_ascii=False) if as_json else _fleet_then(document))
+        click.echo(json.dumps(document, indent=2, ensure_ascii=False) if as_json else fleet_then(document))
     elif context.invoked_subcommand is None:
-        document = asyncio.run(get_status(target))
-        agents = json.dumps(document["agents"], indent=2, ensure_ascii=False)
-        click.echo(agents if as_json else _fleet(document))
+        agents = asyncio.run(get(target, "/fleet", having="agents"))["agents"]
+        click.echo(json.dumps(agents, indent=2, ensure_ascii=False) if as_json else fleet_table(agents))
 
 
 @fleet.command(

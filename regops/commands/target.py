@@ -150,10 +150,7 @@ def own_url(host: str, port: int) -> str:
 
 async def get_status(target: Target) -> dict[str, Any]:
     """The document of ``GET /status``. Raises `StoreError` when there is no answer, or none of regops."""
-    document = await _ask(target, "GET", "/status", None)
-    if "conditions" not in document:
-        raise _unavailable(f"{target.url()}/status is no status of regops")
-    return document
+    return await get(target, "/status", having="conditions")
 
 
 async def post(
@@ -163,10 +160,16 @@ async def post(
     return await _ask(target, "POST", path, body, headers)
 
 
-async def get(target: Target, path: str, query: Mapping[str, object] | None = None) -> dict[str, Any]:
-    """GET from a server's API; what is ``None`` in the query is left out. Raises the same."""
+async def get(
+    target: Target, path: str, query: Mapping[str, object] | None = None, *, having: str | None = None
+) -> dict[str, Any]:
+    """GET from a server's API; what is ``None`` in the query is left out. Raises the same, also for an answer without
+    the member ``having``."""
     said = urlencode({name: value for name, value in (query or {}).items() if value is not None})
-    return await _ask(target, "GET", f"{path}?{said}" if said else path, None)
+    document = await _ask(target, "GET", f"{path}?{said}" if said else path, None)
+    if having is not None and having not in document:
+        raise _unavailable(f"{target.url()}{path} is no answer of regops")
+    return document
 
 
 async def _ask(
@@ -185,7 +188,7 @@ async def _ask(
             session.request(method, url, headers=headers, json=body) as answer,
         ):
             if answer.status >= 400:  # noqa: PLR2004 errors of HTTP
-                raise await _refused(url, answer)
+                raise await refused(url, answer)
             document = await answer.json()
     except aiohttp.ClientConnectorError as error:
         raise _unavailable(f"{url} does not answer: {error.os_error.strerror or error.os_error}") from error
@@ -198,8 +201,8 @@ async def _ask(
     return document
 
 
-async def _refused(url: str, answer: aiohttp.ClientResponse) -> RegopsError:
-    """The problem that a server answers, in its own words."""
+async def refused(url: str, answer: aiohttp.ClientResponse) -> RegopsError:
+    """The problem that a server answers, as an error with its own words."""
     try:
         problem = await answer.json(content_type=None)
     except ValueError:

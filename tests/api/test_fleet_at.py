@@ -6,44 +6,17 @@ from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from fixtures.agents import Agent, ago
 from fixtures.etcd import eventually
 from fixtures.replicas import Answer, Replica, World
 from fixtures.tokens import token
 
 from reconciler.adapters.etcd import EtcdStore
-from reconciler.core.ports import Delete, Put, Transaction
-from reconciler.core.records import Receipt
 from reconciler.settings import MongoSettings
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 C1, C2 = "1" * 40, "2" * 40
-
-
-def ago(seconds: float) -> str:
-    at = datetime.now(UTC) - timedelta(seconds=seconds)
-    return at.isoformat(timespec="milliseconds").replace("+00:00", "Z")
-
-
-class Agent:
-    """One that writes what a test tells it."""
-
-    def __init__(self, world: World, store: EtcdStore, name: str, scope: str = "all") -> None:
-        self.key = f"east/{name}"
-        self.world, self.store, self.name, self.scope = world, store, name, scope
-
-    async def live(self) -> None:
-        await self._put(f"{self.world.keys.alives}{self.key}", b"{}")
-
-    async def die(self) -> None:
-        await self.store.commit(Transaction((), (Delete(f"{self.world.keys.alives}{self.key}"),)))
-
-    async def tell(self, commit: str | None, since: str, error: str | None = None) -> None:
-        receipt = Receipt(self.name, "east", self.scope, commit, since, opa_version="1.4.2", error=error)
-        await self._put(f"{self.world.keys.receipts}{self.key}", receipt.encode())
-
-    async def _put(self, key: str, value: bytes) -> None:
-        await self.store.commit(Transaction((), (Put(key, value),)))
 
 
 @pytest.fixture
@@ -196,3 +169,29 @@ async def test_an_agent_that_dies_is_unknown_from_then_on(recorded: Replica, wor
     await eventually(ended)
     before = (died - timedelta(seconds=5)).isoformat().replace("+00:00", "Z")
     assert await shown(recorded, before, "dies") == ("known", C1, None)
+
+
+async def test_with_a_record_it_is_known_when_an_opa_that_went_on_had_enforced_it(
+    recorded: Replica, world: World, store: EtcdStore
+) -> None:
+    agent = Agent(world, store, "recorded")
+    await agent.live()
+    first = (await recorded.put("kept", query="?wait=live")).commit
+    since = ago(0)
+    await agent.tell(first, since)
+
+    async def there() -> bool:
+        answer = await recorded.get(f"/fleet?at={since}")
+        return any(each["commit"] == first for each in answer.body["agents"])
+
+    await eventually(there)
+    second = (await recorded.put("later", query="?wait=live")).commit
+    await agent.tell(second, ago(0))
+
+    async def moved() -> bool:
+        found = (await recorded.get(f"/trace?commit={first}")).body
+        (each,) = [each for each in found["agents"] if each["id"] == "recorded"]
+        return (each["state"], each["at"]) == ("enforced", since) and found["missing"] == []
+
+    await eventually(moved)
+    await agent.forget()

@@ -20,6 +20,8 @@ pytestmark = [
 
 EXAMPLES = 12
 """Requests for each operation, and as many again with a mistake in them."""
+LEFT_OUT = {("post", "/admin/suspend"), ("get", "/events")}
+"""What would stop the others, and a stream without an end (`test_observation.py` has its documents)."""
 CHECKS = [
     checks.not_a_server_error,
     checks.status_code_conformance,
@@ -60,7 +62,7 @@ async def test_every_answer_to_generated_requests_is_documented_and_none_is_a_se
     for found in schema.get_all_operations():
         assert isinstance(found, Ok), found
         operation = found.ok()
-        if (operation.method, operation.path) == ("post", "/admin/suspend"):
+        if (operation.method, operation.path) in LEFT_OUT:
             continue
         await asyncio.to_thread(run, operation, mode, {"Authorization": f"Bearer {recorded.admin}"}, seen)
     assert {200, 400}.issubset(seen) or mode is GenerationMode.POSITIVE

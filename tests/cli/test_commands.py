@@ -81,7 +81,7 @@ def test_a_server_that_is_not_there_or_is_no_regops_is_one_line(
         assert done.exit_code == 1
         assert done.output.startswith(f"Error: http://127.0.0.1:{port}/status does not answer: Connect call failed")
         assert done.output.endswith("Name another with --server URL or --state FOLDER.\n")
-    (tmp_path / "status").write_text("{}")
+    (tmp_path / "fleet").write_text("{}")
     handler = functools.partial(_Quiet, directory=str(tmp_path))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as other:
         thread = threading.Thread(target=other.serve_forever, kwargs={"poll_interval": 0.01})

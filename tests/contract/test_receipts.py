@@ -52,6 +52,14 @@ async def test_the_last_interval_that_began_counts_whether_it_has_ended_or_not(s
     ]
 
 
+async def test_what_began_since_a_time_is_told_in_order_and_bounded(store: ReceiptStore) -> None:
+    later, first, before = interval("east/a", "c2", 7), interval("east/b", "c2", 5, 6), interval("east/a", "c1", 4, 7)
+    await store.write([later, first, before])
+    assert await store.since(at(5), limit=10) == [first, later]
+    assert await store.since(at(4), limit=2) == [before, first]
+    assert await store.since(at(8), limit=10) == []
+
+
 async def test_of_two_intervals_that_began_at_once_the_later_word_counts(store: ReceiptStore) -> None:
     empty = interval("east/a", "c1", 3, 3)
     await store.write([empty, replace(interval("east/a", "c2", 3), seen=at(4))])

@@ -195,6 +195,14 @@ async def test_a_merge_is_the_change_of_what_its_branch_brought(world: World) ->
     assert await world.source.height(merge) == 4
 
 
+async def test_a_commit_is_found_by_its_first_digits(world: World) -> None:
+    seed = world.origin.commit(SEED)
+    await world.source.fetch()
+    assert await world.source.find(seed) == await world.source.find(seed[:12]) == seed
+    for text in (seed[:3], f"{seed[:11]}{'0' if seed[11] != '0' else '1'}", "f" * 40, "HEAD", "main", "", seed.upper()):
+        assert await world.source.find(text) is None, text
+
+
 async def test_a_policy_that_never_was_has_no_last_change(world: World) -> None:
     head = world.origin.commit(SEED)
     await world.source.fetch()

@@ -221,6 +221,69 @@ def test_a_person_asks_what_the_opas_enforced(dev: Dev) -> None:
     assert "'yesterday' is no time" in told(dev, "fleet", "--at", "yesterday", code=1)
 
 
+def test_a_person_asks_what_passes_did_and_what_became_of_a_commit(dev: Dev, clone: Path) -> None:
+    file = clone / "policies/projects/web-shop/rego.rego"
+    file.write_text(f"{file.read_text()}\ntraced := true\n")
+    git("commit", "-qam", "trace me", "--author", "Ann <ann@example.org>", folder=clone)
+    git("push", "-q", folder=clone)
+    commit = git("rev-parse", "HEAD", folder=clone).strip()
+
+    def enforced() -> Any:
+        found = [each for each in document(dev, "passes") if each["commit"] == commit]
+        return found if found and found[0]["seconds"]["enforced"] is not None else None
+
+    (entry,) = until(enforced)
+    row = next(line for line in told(dev, "passes").splitlines() if commit[:12] in line)
+    assert f"{entry['seconds']['total']:.3f} s" in row
+    assert row.endswith("1 updated (projects/web-shop)   Ann")
+    page = told(dev, "trace", commit[:10])
+    assert page.splitlines()[:4] == [
+        f"Commit:   main@sha1:{commit}",
+        "Author:   Ann <ann@example.org>",
+        "Subject:  trace me",
+        "State:    live",
+    ]
+    assert [
+        line.split("  ")[0] for line in page.splitlines() if line.startswith(("pushed", "applied", "enforced"))
+    ] == [
+        "pushed",
+        "applied in etcd",
+        "enforced by the first OPA",
+        "enforced by every OPA",
+    ]
+    assert document(dev, "trace", "web-shop")["commit"] == commit
+    assert "there never was a policy projects/nobody" in told(dev, "trace", "nobody", code=1)
+    assert "has no commit '1234567'" in told(dev, "trace", "1234567", code=1)
+
+
+def test_a_person_looks_at_each_policy(dev: Dev) -> None:
+    listed = {each["policy"]: each for each in document(dev, "status", "--policies")}
+    assert {"platform", "projects/web-shop"} <= set(listed)
+    row = next(line for line in told(dev, "status", "--policies").splitlines() if line.startswith("platform"))
+    assert row.split()[1:3] == ["Synced", "Healthy"]
+    one = told(dev, "status", "web-shop")
+    assert "agent-0" in one
+    assert document(dev, "status", "projects/web-shop")["etag"] == listed["projects/web-shop"]["etag"]
+    done = CliRunner().invoke(main, ["status", "web-shop", "--watch", "--state", str(dev.folder / "state")])
+    assert (done.exit_code, "only one of" in done.output) == (2, True)
+
+
+def test_a_person_watches_the_status_until_interrupted(dev: Dev, clone: Path) -> None:
+    words = [sys.executable, "-m", "regops", "status", "--watch", "--state", str(dev.folder / "state")]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, start_new_session=True) as watching:
+        try:
+            assert watching.stdout is not None
+            assert "Healthy" in watching.stdout.readline()
+            git("commit", "-q", "--allow-empty", "-m", "watched", folder=clone)
+            git("push", "-q", folder=clone)
+            commit = git("rev-parse", "HEAD", folder=clone).strip()
+            assert any(commit[:12] in line for line in watching.stdout)
+            os.kill(watching.pid, signal.SIGINT)
+            assert watching.wait(10) == 130
+        finally:
+            watching.kill()
+
+
 def test_a_person_sees_who_changed_what_and_goes_back(dev: Dev, clone: Path) -> None:
     """History, difference and rollback, as somebody uses them who has just merged a mistake."""
     text = (clone / "policies" / "projects" / "orders" / "rego.rego").read_text()

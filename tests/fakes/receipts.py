@@ -44,6 +44,11 @@ class InMemoryReceipts(_Faulty):
         lasts = {each.agent: each for each in begun}
         return [each for each in lasts.values() if each.until is None or each.until > at - FORGOTTEN_AFTER]
 
+    async def since(self, at: datetime, *, limit: int) -> Sequence[Interval]:
+        await self._called("since")
+        found = [each for each in self.stored.values() if each.since >= at]
+        return sorted(found, key=lambda each: each.since)[:limit]
+
     async def begins(self) -> datetime | None:
         await self._called("begins")
         return min((each.since for each in self.stored.values()), default=None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import re
 from collections import Counter, defaultdict, deque
 from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -158,6 +159,11 @@ class InMemorySource:
     async def contains(self, commit: str, ancestor: str) -> bool:
         await self._called("contains")
         return commit in self._fetched and ancestor in self._reachable(commit)
+
+    async def find(self, text: str) -> str | None:
+        await self._called("find")
+        known = {each for head in self._fetched for each in self._reachable(head) if each.startswith(text)}
+        return known.pop() if len(known) == 1 and re.fullmatch(r"[0-9a-f]{4,40}", text) else None
 
     async def past_versions(self, commit: str, policy: PolicyName) -> Sequence[PastVersion]:
         await self._called("past_versions")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import OrderedDict
 from collections.abc import Generator
 from datetime import UTC, datetime
@@ -19,6 +20,7 @@ from reconciler.core.ports import PastVersion
 
 PAST_LIMIT: Final = 100
 _INDEXES: Final = 4
+_DIGITS: Final = re.compile(r"[0-9a-f]{4,40}")
 _LAST_SECOND: Final = 253_402_300_799
 """The end of the year 9999. Git takes any date that its author's clock had."""
 _KIND_BITS: Final = 0o170000
@@ -53,6 +55,16 @@ def contains(repository: pygit2.Repository, commit: str, ancestor: str) -> bool:
     except CommitNotFoundError:
         return False
     return head.id == base.id or repository.descendant_of(head.id, base.id)
+
+
+def find(repository: pygit2.Repository, text: str) -> str | None:
+    """See `Source.find`."""
+    if not _DIGITS.fullmatch(text):
+        return None
+    try:
+        return str(repository[text].peel(pygit2.Commit).id)
+    except (KeyError, ValueError, pygit2.GitError):
+        return None
 
 
 class Heights:

@@ -202,6 +202,10 @@ class GitSource:
         """See `Source.contains`."""
         return await self._objects.run(lambda repository: history.contains(repository, commit, ancestor))
 
+    async def find(self, text: str) -> str | None:
+        """See `Source.find`."""
+        return await self._objects.run(lambda repository: history.find(repository, text))
+
     async def past_versions(self, commit: str, policy: PolicyName) -> Sequence[PastVersion]:
         """See `Source.past_versions`."""
         return await self._objects.walk(

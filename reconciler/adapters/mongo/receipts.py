@@ -68,6 +68,12 @@ class MongoReceipts:
                 found |= {document["name"]: document for document in await asyncio.gather(*lasts) if document}
         return [_interval(document) for document in found.values()]
 
+    async def since(self, at: datetime, *, limit: int) -> Sequence[Interval]:
+        """See `ReceiptStore.since`."""
+        with translated():
+            found = self._receipts.find({"from": {"$gte": at}}).sort("from", ASCENDING).limit(limit)
+            return [_interval(document) for document in await found.to_list()]
+
     async def begins(self) -> datetime | None:
         """See `ReceiptStore.begins`."""
         with translated():

@@ -1,0 +1,317 @@
+"""The log of passes in etcd, for every replica to show: written by the leader beside the passes, never in their way.
+
+The last entries are kept, no more. A pass whose leader dies before its entry is written has none: what it changed is in
+the audit trail and in the policies' history all the same.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from typing import Final, NoReturn
+
+from reconciler.core.errors import RegopsError
+from reconciler.core.keyspace import Keyspace
+from reconciler.core.passes import (
+    APPLIED,
+    FAILED,
+    MOST_CHANGES,
+    MOST_COMMITS,
+    Enforced,
+    PassChange,
+    PassCommit,
+    PassRecord,
+)
+from reconciler.core.plan import Cause, Change, Operation
+from reconciler.core.ports import Delete, Event, KeyValue, KeyValueStore, Put, Range, Source, Transaction
+from reconciler.core.records import Receipt
+from reconciler.reconcile import PassResult
+from reconciler.triggers import Trigger
+
+log = logging.getLogger(__name__)
+
+KEPT: Final = 200
+"""Entries that are kept, the newest."""
+_WAITING: Final = 100
+_FOLLOWED: Final = 20
+"""Newest entries for which the fleet is followed."""
+_LATE: Final = timedelta(seconds=10)
+"""How long after an apply its entry says how far the fleet is, when it is not complete before."""
+_FAILURE_GAP: Final = timedelta(seconds=30)
+"""How often at most the entry of a failure that repeats itself is written."""
+_RETRY_SECONDS: Final = 1.0
+
+
+@dataclass(slots=True)
+class _Entry:
+    """An entry in etcd, and which agents have reached its commit, since when."""
+
+    record: PassRecord
+    reached: dict[str, str] = field(default_factory=dict)
+    told_at: datetime | None = None
+
+
+class PassLog:
+    """`applied` and `failed` are told by the loop; `run` writes while this replica leads."""
+
+    def __init__(
+        self,
+        store: KeyValueStore,
+        keyspace: Keyspace,
+        source: Source,
+        *,
+        leader: str,
+        keep: int = KEPT,
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        self._store = store
+        self._keyspace = keyspace
+        self._source = source
+        self._leader = leader
+        self._keep = keep
+        self._clock = clock
+        self._waiting: deque[tuple[PassRecord, PassResult | None]] = deque(maxlen=_WAITING)
+        self._filled = asyncio.Event()
+        self._names: deque[str] = deque()
+        self._newest: PassRecord | None = None
+        self._newest_written = datetime.min.replace(tzinfo=UTC)
+        self._entries: deque[_Entry] = deque(maxlen=_FOLLOWED)
+        self._agents: dict[str, tuple[str | None, str]] = {}
+        self._alive: set[str] = set()
+        self._concluding = asyncio.Lock()
+
+    # --- what the loop tells -----------------------------------------------------------------------------------------
+
+    def applied(self, result: PassResult, trigger: Trigger) -> None:
+        """A pass has written. Neither waits nor raises; one that only renewed what was there makes no entry."""
+        moved = result.before != result.commit
+        if not (moved or result.plan.changes or dict(result.held) != dict(result.held_before)):
+            return
+        record = replace(
+            self._begun(APPLIED, trigger),
+            commit=result.commit,
+            before=result.before,
+            rewritten=result.rewritten,
+            fetched_at=result.stages.get("fetched_at"),
+            validated_at=result.stages.get("validated_at"),
+            applied_at=result.stages.get("applied_at"),
+            created=len(result.plan.of(Operation.CREATE)),
+            updated=len([each for each in result.plan.of(Operation.UPDATE) if each.cause is not Cause.DRIFT]),
+            deleted=len(result.plan.of(Operation.DELETE)),
+            healed=len(result.plan.drifted),
+            held=len(result.held),
+        )
+        self._put(record, result)
+
+    def failed(self, error: RegopsError, trigger: Trigger) -> None:
+        """A pass broke off. Neither waits nor raises."""
+        self._put(replace(self._begun(FAILED, trigger), reason=error.reason, message=str(error)), None)
+
+    def _begun(self, outcome: str, trigger: Trigger) -> PassRecord:
+        now = self._clock()
+        name = f"{int(now.timestamp() * 1000):014d}-{secrets.token_hex(4)}"
+        return PassRecord(name, outcome, str(trigger.kind), _rfc3339(trigger.seen_at), _rfc3339(now), self._leader)
+
+    def _put(self, record: PassRecord, result: PassResult | None) -> None:
+        if len(self._waiting) == _WAITING:
+            log.warning("an entry of the log of passes was given up: etcd was away for too long")
+        self._waiting.append((record, result))
+        self._filled.set()
+
+    # --- etcd --------------------------------------------------------------------------------------------------------
+
+    async def run(self) -> NoReturn:
+        """Write entries and follow the fleet until cancelled; while etcd is away they wait."""
+        while True:
+            try:
+                await self._load()
+                async with asyncio.TaskGroup() as group:
+                    group.create_task(self._write())
+                    group.create_task(self._follow())
+            except* RegopsError as group:
+                log.warning("log of passes waits", extra={"error": "; ".join(str(each) for each in group.exceptions)})
+            except* Exception:  # a defect here must not end the process that applies policies
+                log.exception("log of passes failed unexpectedly")
+            await asyncio.sleep(_RETRY_SECONDS)
+
+    async def _load(self) -> None:
+        """What is there from before, also by another leader."""
+        kvs = (await self._store.read(Range(self._keyspace.passes, prefix=True))).ranges[0]
+        ordered = sorted(kvs, key=lambda kv: kv.create_revision)
+        self._names = deque(kv.key.removeprefix(self._keyspace.passes) for kv in ordered)
+        records = [record for kv in ordered if (record := _decoded(kv)) is not None]
+        self._newest = records[-1] if records else None
+        if not self._entries:
+            last = next((record for record in reversed(records) if record.moved), None)
+            self._entries.extend([_Entry(last)] if last and not (last.enforced and last.enforced.complete) else [])
+
+    async def _write(self) -> NoReturn:
+        while True:
+            await self._filled.wait()
+            while self._waiting:
+                record, result = self._waiting[0]
+                record = record if result is None else await self._told(record, result)
+                await self._enter(record)
+                self._waiting.popleft()
+            self._filled.clear()
+
+    async def _enter(self, record: PassRecord) -> None:
+        last = self._newest
+        if last is not None and last.same_failure(record):
+            self._newest = last.again(record)
+            if self._clock() - self._newest_written < _FAILURE_GAP:
+                return
+            await self._save(self._newest)
+        else:
+            if last is not None and last.count > 1:  # its last word may have been left out
+                await self._save(last)
+            await self._save(record)
+            self._newest = record
+        self._newest_written = self._clock()
+        if record.moved:
+            self._entries.append(_Entry(record))
+            for agent in self._alive:
+                self._reached(agent)
+            await self._conclude()
+
+    async def _save(self, record: PassRecord) -> None:
+        """Write one entry, and delete those that are too many."""
+        old: list[str] = []
+        if record.id not in self._names:
+            old = [self._names[i] for i in range(max(0, len(self._names) + 1 - self._keep))]
+        deletions = (Delete(self._keyspace.logged(name)) for name in old[:100])
+        put = Put(self._keyspace.logged(record.id), record.encode())
+        await self._store.commit(Transaction((), (put, *deletions)))
+        for name in old[:100]:
+            self._names.remove(name)
+        if record.id not in self._names:
+            self._names.append(record.id)
+
+    async def _told(self, record: PassRecord, result: PassResult) -> PassRecord:
+        """The entry with who made what, as Git knows it."""
+        try:
+            commits, more = await self._commits(result)
+            changes = [await self._change(change, result) for change in result.plan.changes[:MOST_CHANGES]]
+        except RegopsError as error:  # the mirror is away: what is known without it is told
+            log.warning("log of passes without names", extra={"reason": error.reason, "error": str(error)})
+            return record
+        return replace(
+            record,
+            changes=tuple(changes),
+            changes_more=max(0, len(result.plan.changes) - MOST_CHANGES),
+            commits=tuple(commits),
+            commits_more=more,
+        )
+
+    async def _commits(self, result: PassResult) -> tuple[list[PassCommit], int]:
+        if result.before == result.commit:
+            return [], 0
+        line = [result.commit]
+        if result.before is not None and not result.rewritten:
+            line = list(await self._source.line(result.commit, {result.before})) or line
+        infos = [await self._source.info(commit) for commit in reversed(line[-MOST_COMMITS:])]
+        found = [PassCommit(each.commit, each.author, each.committed_at, each.subject) for each in infos]
+        return found, max(0, len(line) - MOST_COMMITS)
+
+    async def _change(self, change: Change, result: PassResult) -> PassChange:
+        if change.target is None:
+            info = await self._source.last_change(result.commit, change.policy)
+            return PassChange(change.policy, "delete", info.commit, info.author)
+        live = result.live.policies.get(change.policy)
+        meta = live.meta if live else None
+        operation = "heal" if change.cause is Cause.DRIFT else str(change.operation)
+        return PassChange(change.policy, operation, meta.commit if meta else result.commit, meta.actor if meta else "")
+
+    # --- the fleet ---------------------------------------------------------------------------------------------------
+
+    async def _follow(self) -> NoReturn:
+        ranges = Range(self._keyspace.receipts, prefix=True), Range(self._keyspace.alives, prefix=True, keys_only=True)
+        read = await self._store.read(*ranges)
+        self._agents.clear()
+        self._alive.clear()
+        for kv in (kv for kvs in read.ranges for kv in kvs):
+            self._happened(Event(kv))
+        await self._conclude()
+        async with self._store.watch(*ranges, from_revision=read.revision + 1) as batches:
+            async for batch in batches:
+                for event in batch.events:
+                    self._happened(event)
+                await self._conclude()
+        raise AssertionError("a watch without an end has ended")
+
+    def _happened(self, event: Event) -> None:
+        key = event.kv.key
+        if key.startswith(self._keyspace.alives):
+            agent = key.removeprefix(self._keyspace.alives)
+            (self._alive.discard if event.deleted else self._alive.add)(agent)
+        else:
+            agent = key.removeprefix(self._keyspace.receipts)
+            receipt = None if event.deleted else _receipt(event.kv)
+            if receipt is None:
+                self._agents.pop(agent, None)
+            else:
+                self._agents[agent] = (receipt.enforced_revision, receipt.since)
+        self._reached(agent)
+
+    def _reached(self, agent: str) -> None:
+        """Who proves a commit has followed every pass up to it."""
+        commit, since = self._agents.get(agent, (None, ""))
+        if commit is None or agent not in self._alive:
+            return
+        counts = False
+        for entry in reversed(self._entries):
+            counts = counts or entry.record.commit == commit
+            if counts:
+                entry.reached.setdefault(agent, since)
+
+    async def _conclude(self) -> None:
+        """Say of each entry how far the fleet is: once that is all the way, and now and then when it takes long."""
+        async with self._concluding:
+            for entry in list(self._entries):
+                now = self._enforced(entry)
+                if now is not None:
+                    record = replace(entry.record, enforced=now)
+                    if record.id in self._names:
+                        await self._save(record)
+                    if self._newest is not None and self._newest.id == record.id:
+                        self._newest = record
+                    entry.record, entry.told_at = record, self._clock()
+
+    def _enforced(self, entry: _Entry) -> Enforced | None:
+        """What the entry should say, ``None`` where it says so already or had better wait."""
+        known = entry.record.enforced
+        if not self._alive or (known is not None and known.complete):
+            return None
+        times = sorted(entry.reached.values())
+        agents = self._alive | entry.reached.keys()
+        now = Enforced(len(agents), len(times), times[0] if times else None, times[-1] if times else None)
+        told_at = entry.told_at or _at(entry.record.applied_at)
+        return now if now != known and (now.complete or self._clock() - told_at > _LATE) else None
+
+
+def _decoded(kv: KeyValue) -> PassRecord | None:
+    try:
+        return PassRecord.decode(kv.value)
+    except (ValueError, TypeError, KeyError):
+        log.warning("record cannot be read", extra={"key": kv.key})
+        return None
+
+
+def _receipt(kv: KeyValue) -> Receipt | None:
+    try:
+        return Receipt.decode(kv.value)
+    except (ValueError, TypeError, KeyError):
+        return None
+
+
+def _at(text: str | None) -> datetime:
+    return datetime.fromisoformat(text) if text else datetime.max.replace(tzinfo=UTC)
+
+
+def _rfc3339(at: datetime) -> str:
+    return at.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
