@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from aiohttp import web
 from prometheus_client import CollectorRegistry
@@ -35,6 +36,9 @@ from api.progress import Progress
 from api.ratelimit import Gate
 from api.rendered import Rendered
 from api.requestlog import RequestLog
+from api.ui import pages
+from api.ui.frame import asset
+from api.ui.trying import Trial
 from reconciler.agent.mirror import Mirror
 from reconciler.core.keyspace import Keyspace
 from reconciler.core.ports import KeyValueStore, Source
@@ -78,6 +82,8 @@ class Parts:
     hooks: Hooks
     observer: Observer
     board: Board
+    trial: Trial
+    tickets: Path | None = None
     audit_trail: AuditStore | None = None
     receipts: ReceiptStore | None = None
     waits_for: Callable[[], Mapping[str, str]] = dict
@@ -102,6 +108,8 @@ def create_app(parts: Parts) -> web.Application:
     app[keys.RENDERED] = Rendered()
     app[keys.OBSERVER] = parts.observer
     app[keys.BOARD] = parts.board
+    app[keys.TRIAL] = parts.trial
+    app[keys.TICKETS] = parts.tickets
     app[keys.WAITS_FOR] = parts.waits_for
     app[keys.HELD] = parts.held
     app[keys.VERIFIER] = parts.verifier
@@ -119,7 +127,7 @@ def create_app(parts: Parts) -> web.Application:
     app.on_shutdown.append(_answer_all)
     app.add_routes(
         web.RouteDef(route.method, route.path, route.handler, {**route.kwargs, "expect_handler": wire.expect})
-        for route in routes()
+        for route in (*routes(), *page_routes())
     )
     if parts.serve_metrics:
         app.add_routes([web.get("/metrics", status.metrics)])
@@ -174,4 +182,22 @@ def routes() -> list[web.RouteDef]:
         web.post("/admin/suspend", admin.suspend),
         web.post("/admin/resume", admin.resume),
         web.post("/admin/confirm", admin.confirm),
+    ]
+
+
+def page_routes() -> list[web.RouteDef]:
+    """The pages for people, which `/docs` does not list."""
+    return [
+        web.get("/", pages.overview),
+        web.get("/login", pages.login),
+        web.post("/login", pages.log_in),
+        web.post("/logout", pages.log_out),
+        web.get("/ui/fleet", pages.fleet),
+        web.get("/ui/history", pages.history),
+        web.get("/ui/policies", pages.policies),
+        web.get("/ui/policies/platform", pages.policy),
+        web.post("/ui/policies/platform", pages.try_decision),
+        web.get("/ui/policies/projects/{project}", pages.policy),
+        web.post("/ui/policies/projects/{project}", pages.try_decision),
+        web.get("/ui/assets/{name}", asset),
     ]

@@ -68,7 +68,7 @@ def most_bytes(limits: Limits) -> int:
 
 async def read(request: web.Request, kind: Kind, limits: Limits = LIMITS) -> Body:
     """The policy object of a request. Raises 400, 408, 413 or 415."""
-    raw = await _raw(request, kind.types, most_bytes(limits))
+    raw = await read_raw(request, kind.types, most_bytes(limits))
     if not raw.strip():
         raise _invalid('the body is empty: send {"rego": "…", "data": {…}}')
     merging = request.content_type == _MERGE
@@ -79,7 +79,7 @@ async def read(request: web.Request, kind: Kind, limits: Limits = LIMITS) -> Bod
 
 async def read_object(request: web.Request, model: type[ModelT]) -> ModelT:
     """A small JSON object; an empty body is an empty object. Raises 400, 408, 413 or 415."""
-    raw = await _raw(request, (_JSON,), _SPARE)
+    raw = await read_raw(request, (_JSON,), _SPARE)
     if not raw.strip():
         raw = b"{}"
     _refuse_unknown(parse_object(raw, LIMITS.nesting), tuple(model.model_fields), "this request")
@@ -94,7 +94,8 @@ async def read_object(request: web.Request, model: type[ModelT]) -> ModelT:
 # --- bytes -----------------------------------------------------------------------------------------------------------
 
 
-async def _raw(request: web.Request, types: Collection[str], most: int) -> bytes:
+async def read_raw(request: web.Request, types: Collection[str], most: int) -> bytes:
+    """The body, of one of these media types and no longer than ``most`` bytes. Raises 400, 408, 413 or 415."""
     _check_form(request, types)
     if request.content_length is not None and request.content_length > most:
         raise _too_large(f"the body is larger than {most} bytes")

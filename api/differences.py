@@ -28,10 +28,15 @@ async def diff(request: web.Request) -> web.Response:
     """{"policy", "from", "to", "rego", "data", "data_text"}: what changed between two versions."""
     policy = policy_of(request)
     await authorized(request, policy, Action.READ)
-    to = await _side(request, policy, request.query.get("to", _LIVE))
-    start = request.query.get("from")
+    body = await difference(request, policy, request.query.get("from"), request.query.get("to", _LIVE))
+    return web.Response(body=body, content_type="application/json")
+
+
+async def difference(request: web.Request, policy: PolicyName, start: str | None, end: str) -> bytes:
+    """What changed from one version to another: the document of `diff`. Without ``start`` from the one before."""
+    to = await _side(request, policy, end)
     old = await (_before(request, policy, to) if start is None else _side(request, policy, start))
-    return web.Response(body=await asyncio.to_thread(_diff, policy, old, to), content_type="application/json")
+    return await asyncio.to_thread(_diff, policy, old, to)
 
 
 async def restorable(request: web.Request, policy: PolicyName, wanted: int | None) -> StoredVersion:

@@ -18,6 +18,8 @@ from api.auth import authorization_of
 from api.hooks import PROVIDERS
 from api.problems import ProblemError, problem_of
 from api.requests import CALLER
+from api.ui import session
+from api.ui.frame import problem_page
 from api.wire import check_expectation
 
 log = logging.getLogger("api.request")
@@ -58,8 +60,9 @@ async def _answer(request: web.Request, handler: Handler, request_id: str) -> tu
         request[ATTEMPT] = attempt
     try:
         check_expectation(request)
-        if request.path not in OPEN:
-            request[CALLER] = caller = await request.app[keys.VERIFIER].verify(authorization_of(request.headers))
+        if not _open(request):
+            shown = session.presented(request, authorization_of(request.headers))
+            request[CALLER] = caller = await request.app[keys.VERIFIER].verify(shown)
             if attempt is not None:
                 attempt.actor = caller.sub
         response = await handler(request)
@@ -72,8 +75,15 @@ async def _answer(request: web.Request, handler: Handler, request_id: str) -> tu
         if problem is None:
             log.exception("request failed unexpectedly", extra={"request_id": request_id})
             problem = ProblemError(500, "internal_error", "an error of regops: see its log")
+        if session.is_page(request):
+            return problem_page(request, problem, request_id), problem.code
         return problem.response(request_id), problem.code
     return response, "done"
+
+
+def _open(request: web.Request) -> bool:
+    """Whether no token is needed: also for the page's own files, and for where one logs in."""
+    return request.path in OPEN or request.path == "/login" or request.path.startswith("/ui/assets/")
 
 
 def _request_id(given: str | None) -> str:

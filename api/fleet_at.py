@@ -30,18 +30,18 @@ async def fleet(request: web.Request) -> web.Response:
     """{"at", "agents", "totals", "missing"}; a caller sees of it what `GET /status` shows it."""
     caller = await authorized(request, None, Action.READ)
     at = moment(request, "at")
-    document = await _now(request.app) if at is None else await _then(request.app, at)
+    document = await fleet_now(request.app) if at is None else await _then(request.app, at)
     document["agents"] = narrowed_agents(document["agents"], lambda name: may_read(caller, name))
     return conditional(request, document, without=("at",))
 
 
-async def _now(app: web.Application) -> dict[str, Any]:
+async def fleet_now(app: web.Application) -> dict[str, Any]:
     """Of etcd, or 503: an older answer would look like this one."""
     now, branch, observer = datetime.now(UTC), app[keys.PLACE]["branch"], app[keys.OBSERVER]
     seen = await observer.read()
     passes = await observer.passes()
     receipts = counted(seen, now)
-    agents = [{**present(each, agent_of(each, seen, branch)), **_lag(each, seen, passes)} for each in receipts]
+    agents = [present(each, seen, branch, passes) for each in receipts]
     return {"at": _rfc3339(now), "agents": agents, "totals": totals(receipts, seen), "missing": None}
 
 
@@ -51,12 +51,14 @@ def _lag(receipt: Receipt, seen: Observed, passes: Sequence[PassRecord]) -> dict
     return {"status": agent_state(receipt, seen), "behind_since": since, "behind_by": missed}
 
 
-def present(receipt: Receipt, agent: dict[str, Any]) -> dict[str, Any]:
-    """An agent of `GET /fleet`, from what `GET /status` says of it."""
+def present(receipt: Receipt, seen: Observed, branch: str, passes: Sequence[PassRecord]) -> dict[str, Any]:
+    """An agent of `GET /fleet`: what `GET /status` says of it, and how far it is behind."""
+    agent = agent_of(receipt, seen, branch)
     proven = receipt.enforced_revision if agent["alive"] else None
     reason = None if proven else str(End.WITHDRAWN if agent["alive"] else End.SILENT)
     last = receipt.enforced_revision
-    return {**agent, "commit": proven, "to": None, **_state(reason), "last_commit": last}
+    told = {**agent, "commit": proven, "to": None, **_state(reason), "last_commit": last}
+    return told | _lag(receipt, seen, passes)
 
 
 async def _then(app: web.Application, at: str) -> dict[str, Any]:

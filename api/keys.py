@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from aiohttp import web
@@ -31,6 +32,7 @@ from reconciler.writer import Writer
 if TYPE_CHECKING:
     from api.events import Board  # they ask for their keys here
     from api.hooks import Hooks
+    from api.ui.trying import Trial
 
 RecordT = TypeVar("RecordT", bound=Record)
 
@@ -59,3 +61,5 @@ AUDIT_TRAIL: web.AppKey[AuditStore | None] = web.AppKey("audit_trail")
 RECEIPTS: web.AppKey[ReceiptStore | None] = web.AppKey("receipts")
 HOOKS: web.AppKey[Hooks] = web.AppKey("hooks")
 BOARD: web.AppKey[Board] = web.AppKey("board")
+TRIAL: web.AppKey[Trial] = web.AppKey("trial")
+TICKETS: web.AppKey[Path | None] = web.AppKey("tickets")

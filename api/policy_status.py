@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -16,10 +17,12 @@ from api.conditional import conditional
 from api.fleet_at import present
 from api.problems import ProblemError
 from api.requests import authorized, number, policy_of
-from api.statusview import Observed, agent_of, agent_state, counted, narrowed_agents, sync_of
+from api.statusview import Observed, agent_state, counted, narrowed_agents, sync_of
 from reconciler.agent.scope import Scope
 from reconciler.agent.state import MirrorState
+from reconciler.core.errors import RegopsError
 from reconciler.core.model import PLATFORM, PolicyName
+from reconciler.core.passes import PassRecord
 from reconciler.core.records import Receipt
 
 _PAGE: Final = 100
@@ -43,8 +46,18 @@ async def policy_status(request: web.Request) -> web.Response:
     view = await policy_view(request.app)
     if policy not in view.known:
         raise ProblemError(404, "not_found", f"{policy} is neither live nor held")
-    agents = narrowed_agents(view.enforced_by(policy), lambda name: may_read(caller, name))
+    agents = narrowed_agents(
+        view.enforced_by(policy, await passes_known(request.app)), lambda name: may_read(caller, name)
+    )
     return conditional(request, {**view.item(policy), "enforced_by": agents})
+
+
+async def passes_known(app: web.Application) -> Sequence[PassRecord]:
+    """The log of passes, or what was last known of it."""
+    observer = app[keys.OBSERVER]
+    with contextlib.suppress(RegopsError):
+        return await observer.passes()
+    return observer.last_passes
 
 
 async def policy_view(app: web.Application) -> PolicyView:
@@ -116,9 +129,10 @@ class PolicyView:
             },
         }
 
-    def enforced_by(self, name: str) -> list[dict[str, Any]]:
+    def enforced_by(self, name: str, passes: Sequence[PassRecord]) -> list[dict[str, Any]]:
         """The agents of the OPAs that answer for the policy."""
-        return [present(each, agent_of(each, self.seen, self.branch)) for each in self.receipts if _covers(each, name)]
+        mine = [each for each in self.receipts if _covers(each, name)]
+        return [present(each, self.seen, self.branch, passes) for each in mine]
 
     def _sync(self, name: str) -> str:
         overall = sync_of(self.seen)

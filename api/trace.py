@@ -13,6 +13,7 @@ from api import keys
 from api.auth import Action, Caller, may_read
 from api.conditional import conditional
 from api.passes import narrowed_pass
+from api.policy_status import passes_known
 from api.problems import ProblemError
 from api.requests import authorized, policy_asked
 from api.statusview import Observed, counted, narrowed_agents, revision
@@ -141,12 +142,7 @@ def _of(entry: PassRecord | None) -> str | None:
 
 async def _entry(app: web.Application, contains: Any) -> PassRecord | None:
     """The pass that brought the commit: the oldest one that contains it, unless it was applied before that already."""
-    observer = app[keys.OBSERVER]
-    try:
-        passes = await observer.passes()
-    except RegopsError:
-        passes = observer.last_passes
-    for each in reversed(passes):
+    for each in reversed(await passes_known(app)):
         if each.moved and await contains(each.commit):
             return None if await contains(each.before) else each
     return None

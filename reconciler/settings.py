@@ -239,6 +239,13 @@ class ApiSettings(_Group):
     """Seconds that a write waits for the remote: for one fetch, and for finding out what became of a push."""
 
 
+class PageSettings(_Group):
+    """The status page."""
+
+    tickets_file: Path | None = None
+    """JSON file with tickets that log in by a link, {ticket: token}, as `regops dev` writes it; it is a secret."""
+
+
 class HooksSettings(_Group):
     """Webhooks of the Git host."""
 
@@ -363,6 +370,7 @@ class Settings(_Group):
     server: ServerSettings = ServerSettings()
     api: ApiSettings = ApiSettings()
     hooks: HooksSettings = HooksSettings()
+    page: PageSettings = PageSettings()
     audit: AuditSettings = AuditSettings()
     mongo: MongoSettings = MongoSettings()
     agent: AgentSettings = AgentSettings()

@@ -24,6 +24,7 @@ from api.progress import Progress
 from api.ratelimit import Gate
 from api.requestlog import RequestLog
 from api.status import metrics as serve_metrics
+from api.ui.trying import open_trial
 from reconciler.agent.mirror import Mirror
 from reconciler.audit import Journal
 from reconciler.core.errors import RegopsError, TransientError
@@ -117,7 +118,7 @@ async def open_api(engine: Engine, group: asyncio.TaskGroup, candidacy: Candidac
     place = {"remote": settings.git.shown, "branch": settings.git.branch, "path": settings.git.path}
     observer = Observer(store, space, mirror)
     board = Board(store, space, observer, place, most=settings.api.event_listeners)
-    async with open_access(settings.auth, _platform_version(mirror)) as access:
+    async with open_access(settings.auth, _platform_version(mirror)) as access, open_trial(settings.auth) as trial:
         parts = Parts(
             store=store,
             keyspace=space,
@@ -146,6 +147,8 @@ async def open_api(engine: Engine, group: asyncio.TaskGroup, candidacy: Candidac
             ),
             observer=observer,
             board=board,
+            trial=trial,
+            tickets=settings.page.tickets_file,
             audit_trail=engine.record.audit if engine.record else None,
             receipts=engine.record.receipts if engine.record else None,
             waits_for=candidacy.waits_for if candidacy else dict,

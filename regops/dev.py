@@ -25,7 +25,7 @@ from regops.commands.target import DEFAULT_STATE
 from regops.commands.token import token
 from regops.devenvironment import inherited
 from regops.devsettle import settle
-from regops.devstate import WEBHOOK_SECRET, DevState
+from regops.devstate import PAGE_TICKETS, WEBHOOK_SECRET, DevState
 from regops.issuer import Issuer, ready_entries, server_environment
 from regops.issuer import serve as serve_keys
 from regops.supervise import Program, Supervisor
@@ -151,6 +151,8 @@ class _Dev:
                 jwks_url = await stack.enter_async_context(serve_keys(issuer, ports["issuer"]))
                 await self._start(tools, session, ports, jwks_url)
                 self._document |= ready_entries(issuer, jwks_url, "billing")
+                ticket = await asyncio.to_thread(self._state.ticket, self._document["tokens"]["admin"])
+                self._document["page"] = f"{self._document['api']}/login?ticket={ticket}"
                 await settle(session, self._document)
                 self._started(self._supervisor.pids())
                 _say(f"ready after {monotonic() - began:.1f} s")
@@ -260,6 +262,7 @@ class _Programs:
             "REGOPS_GIT_POLL_INTERVAL": "1",
             "REGOPS_GIT_HOOKED_POLL_INTERVAL": "1",
             "REGOPS_HOOKS_SECRETS_FILE": str(self.folder / WEBHOOK_SECRET),
+            "REGOPS_PAGE_TICKETS_FILE": str(self.folder / PAGE_TICKETS),
             "REGOPS_SERVER_PORT": str(self.ports["api"]),
             "REGOPS_SERVER_STATE": str(self.folder / "server"),
             "REGOPS_SERVER_ID": "server",

@@ -31,6 +31,7 @@ def welcome(document: dict[str, Any], text: str | None) -> str:
     """Addresses, and the lines to copy. ``text`` is the policy that they change, as it is at the head of the branch;
     ``None`` for a repository that does not have it."""
     addresses = f"""
+  Page    {document["page"]}   (this link logs in)
   API     {document["api"]}/docs   (a token: regops dev token --role platform_admin)
   OPA     {", ".join(document["opa"])}
   Git     {document["git"]} (branch {document["branch"]}, folder {document["path"]})

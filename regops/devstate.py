@@ -18,6 +18,7 @@ from regops.supervise import kill_group, started_at
 
 _MARKER = "regops-dev"
 WEBHOOK_SECRET = "webhook-secret"  # noqa: S105 a file's name
+PAGE_TICKETS = "page-tickets.json"
 _GIT_ENVIRONMENT = {
     "GIT_CONFIG_NOSYSTEM": "1",
     "GIT_CONFIG_GLOBAL": "/dev/null",
@@ -47,6 +48,14 @@ class DevState:
             with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as out:
                 out.write(f"{secrets.token_hex(32)}\n")
         return file.read_text(encoding="utf-8").strip()
+
+    def ticket(self, token: str) -> str:
+        """A ticket that logs into the page with this token: another one for each run, for nobody else to read."""
+        ticket, file = secrets.token_urlsafe(24), self.folder / PAGE_TICKETS
+        file.unlink(missing_ok=True)
+        with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as out:
+            json.dump({ticket: token}, out)
+        return ticket
 
     def open(self, *, reset: bool) -> list[str]:
         """Take the folder: end what a killed `dev` left behind. Returns the names of what was ended."""

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
+from time import monotonic
 
 from agent.leader import AT, keyspace_of
 from fixtures.etcd import EtcdServer, eventually
@@ -55,12 +56,14 @@ class Desk:
 async def test_each_change_is_written_and_a_burst_becomes_few_writes(store: EtcdStore, prefix: str) -> None:
     desk = Desk(store, keyspace_of(prefix))
     await eventually(lambda: desk.shows("none"))
-    before = await store.read()
+    before, began = await store.read(), monotonic()
     for number in range(200):
         desk.say(f"{number:040}")
         await asyncio.sleep(0)
     await eventually(lambda: desk.shows(f"{199:040}"))
-    assert (await store.read()).revision - before.revision <= 4
+    # Four at once, and one more for each gap that the 200 took: on a busy machine they take several.
+    written = (await store.read()).revision - before.revision
+    assert written <= 4 + (monotonic() - began) / 0.05
     await desk.stop()
 
 

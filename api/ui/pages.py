@@ -1,0 +1,270 @@
+"""The pages: each gathers what it shows by the same functions as the API, narrowed for the same callers."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from aiohttp import web
+
+from api import keys
+from api.auth import Action, Caller, may_read
+from api.differences import difference
+from api.fleet_at import fleet_now
+from api.passes import narrowed_pass
+from api.policy_status import passes_known, policy_view
+from api.problems import ProblemError
+from api.requests import authorized, caller_of, number, policy_of
+from api.statusview import narrowed, narrowed_agents, status_document
+from api.ui import session
+from api.ui.frame import page, see_other
+from api.ui.plot import plot_of
+from api.ui.trying import CannotTryError, rules_of
+from api.versions import item_of
+from reconciler.core.errors import RegopsError, TransientError
+from reconciler.core.model import PolicyName
+
+_CELLS: Final = 400
+"""Agents that the overview's matrix shows, the stragglers first; the others are counted."""
+_ROWS: Final = 200
+_RECENT: Final = 8
+_POLICIES: Final = 100
+_VERSIONS: Final = 20
+_HISTORY: Final = 50
+_TEXT: Final = 262_144
+"""Bytes of a policy's text that a page shows."""
+_ORDER: Final = {"unknown": 1, "behind": 0, "current": 2}
+
+
+def _readable(caller: Caller) -> Callable[[PolicyName], bool]:
+    return lambda name: may_read(caller, name)
+
+
+# --- overview, fleet, history ----------------------------------------------------------------------------------------
+
+
+async def overview(request: web.Request) -> web.Response:
+    """What is live, what is held and why, who enforces it, what happened last."""
+    caller = await authorized(request, None, Action.READ)
+    seen = await request.app[keys.OBSERVER].look()
+    status = narrowed(status_document(seen, request.app[keys.PLACE], datetime.now(UTC)), _readable(caller))
+    passes = await _passes(request, caller)
+    agents, fleet_error = await _agents(request, caller)
+    return page(
+        request,
+        "overview.html",
+        status=status,
+        agents=agents[:_CELLS],
+        agents_more=max(0, len(agents) - _CELLS),
+        stragglers=[each for each in agents if each["status"] != "current" or each["error"]][:_ROWS],
+        fleet_error=fleet_error,
+        passes=passes[:_RECENT],
+        plot=plot_of(passes),
+        admin=caller.is_admin,
+    )
+
+
+async def fleet(request: web.Request) -> web.Response:
+    """Each OPA in a row."""
+    caller = await authorized(request, None, Action.READ)
+    start = number(request, "page", 1, 10_000)
+    agents, fleet_error = await _agents(request, caller)
+    pages = max(1, -(-len(agents) // _ROWS))
+    shown = agents[(start - 1) * _ROWS : start * _ROWS]
+    seen = await request.app[keys.OBSERVER].look()
+    totals = status_document(seen, request.app[keys.PLACE], datetime.now(UTC))["fleet"]
+    return page(request, "fleet.html", agents=shown, totals=totals, number=start, pages=pages, fleet_error=fleet_error)
+
+
+async def history(request: web.Request) -> web.Response:
+    """Every pass that the log has."""
+    caller = await authorized(request, None, Action.READ)
+    start = number(request, "page", 1, 100)
+    passes = await _passes(request, caller)
+    pages = max(1, -(-len(passes) // _HISTORY))
+    shown = passes[(start - 1) * _HISTORY : start * _HISTORY]
+    return page(request, "history.html", passes=shown, plot=plot_of(passes), number=start, pages=pages)
+
+
+async def _passes(request: web.Request, caller: Caller) -> list[dict[str, Any]]:
+    found = await passes_known(request.app)
+    return [narrowed_pass(each.document(), _readable(caller)) for each in found]
+
+
+async def _agents(request: web.Request, caller: Caller) -> tuple[list[dict[str, Any]], str]:
+    """Stragglers first; nothing, and why, while etcd cannot be read."""
+    try:
+        agents = (await fleet_now(request.app))["agents"]
+    except RegopsError as error:
+        return [], str(error)
+    shown = narrowed_agents(agents, _readable(caller))
+    return sorted(shown, key=lambda each: (_ORDER[each["status"]], each["datacentre"], each["id"])), ""
+
+
+# --- policies --------------------------------------------------------------------------------------------------------
+
+
+async def policies(request: web.Request) -> web.Response:
+    """Every policy in a row, held ones first; ``?q=`` looks for a part of the name."""
+    caller = await authorized(request, None, Action.READ)
+    query, start = request.query.get("q", "").strip().lower()[:80], number(request, "page", 1, 100_000)
+    view = await policy_view(request.app)
+    names = view.names(lambda name: query in name and may_read(caller, name))
+    names.sort(key=lambda name: (name not in view.seen.held, name))
+    pages = max(1, -(-len(names) // _POLICIES))
+    items = [view.item(name) for name in names[(start - 1) * _POLICIES : start * _POLICIES]]
+    return page(request, "policies.html", items=items, query=query, number=start, pages=pages, total=len(names))
+
+
+async def policy(request: web.Request) -> web.Response:
+    """One policy: what is live, what is held, its versions, the difference of two, and a decision to try."""
+    name = policy_of(request)
+    caller = await authorized(request, name, Action.READ)
+    return await _policy_page(request, name, caller)
+
+
+async def try_decision(request: web.Request) -> web.Response:
+    """A decision of this policy, on its page."""
+    name = policy_of(request)
+    caller = await authorized(request, name, Action.READ)
+    fields = await session.form_of(request)
+    session.check_mark(fields, session.mark(caller))
+    rule, text = fields.get("rule", ""), fields.get("input", "")
+    trial: dict[str, Any] = {"rule": rule, "input": text, "decision": None, "error": ""}
+    status = 200
+    try:
+        trial["decision"] = await request.app[keys.TRIAL].decide(name, rule, text)
+    except CannotTryError as error:
+        trial["error"], status = str(error), 400
+    except TransientError as error:
+        trial["error"], status = str(error), 503
+    return await _policy_page(request, name, caller, trial, status)
+
+
+async def _policy_page(
+    request: web.Request, name: PolicyName, caller: Caller, trial: dict[str, Any] | None = None, status: int = 200
+) -> web.Response:
+    view = await policy_view(request.app)
+    past, missing = await _versions(request, name)
+    if name not in view.known and not past:
+        raise ProblemError(404, "not_found", f"there never was a policy {name}")
+    live = view.state.policies.get(name)
+    agents = narrowed_agents(view.enforced_by(name, await passes_known(request.app)), _readable(caller))
+    agents.sort(key=lambda each: (_ORDER[each["status"]], each["datacentre"], each["id"]))
+    rules = rules_of(name, live.content.rego) if live else []
+    return page(
+        request,
+        "policy.html",
+        status,
+        item=view.item(name),
+        address=address_of(name),
+        rego=_shown(live.content.rego) if live else None,
+        data=_shown(live.content.data) if live and live.content.data is not None else None,
+        agents=agents[:_ROWS],
+        agents_more=max(0, len(agents) - _ROWS),
+        versions=past,
+        missing=missing,
+        difference=await _difference(request, name, past),
+        rules=rules,
+        trial=trial or {"rule": _first(rules), "input": "{}", "decision": None, "error": ""},
+    )
+
+
+def address_of(name: str) -> str:
+    """Where the page of a policy is."""
+    return f"/ui/policies/{name}"
+
+
+def _first(rules: Sequence[str]) -> str:
+    """What is most likely asked for."""
+    return next((each for each in rules if each.rpartition("/")[2] == "allow"), rules[0] if rules else "allow")
+
+
+def _shown(text: bytes) -> str:
+    cut = text[:_TEXT].decode("utf-8", "replace")
+    return cut if len(text) <= _TEXT else f"{cut}\n… and {len(text) - _TEXT} bytes more"
+
+
+async def _versions(request: web.Request, name: PolicyName) -> tuple[list[dict[str, Any]], str]:
+    state = request.app[keys.MIRROR].state
+    live = state.policies.get(name) if state else None
+    try:
+        past = await request.app[keys.HISTORY].versions(name, limit=_VERSIONS)
+    except RegopsError as error:
+        return [], str(error)
+    return [item_of(each, live.meta.commit if live else None) for each in past.versions], past.missing
+
+
+async def _difference(request: web.Request, name: PolicyName, past: Sequence[Any]) -> dict[str, Any]:
+    """What `?from=` and `?to=` ask for; by default the last change of what is live."""
+    asked = {side: request.query.get(side, "")[:20] or None for side in ("from", "to")}
+    shown: dict[str, Any] = {"from": asked["from"] or "", "to": asked["to"] or "live", "document": None, "error": ""}
+    if not past:
+        return shown
+    try:
+        raw = await difference(request, name, asked["from"], shown["to"])
+        shown["document"] = await asyncio.to_thread(json.loads, raw)
+    except (ProblemError, RegopsError) as error:
+        shown["error"] = str(error)
+    return shown
+
+
+# --- logging in and out ----------------------------------------------------------------------------------------------
+
+
+async def login(request: web.Request) -> web.Response:
+    """The form, or with ``?ticket=`` the log-in itself."""
+    ticket = request.query.get("ticket")
+    if ticket is not None:
+        token = await session.token_for(request.app[keys.TICKETS], ticket)
+        if token is None:
+            return _login_form(request, 401, "This link is not known here, or has had its time. Log in with a token.")
+        return await _logged_in(request, token, "/")
+    expired = "Your session is over, or its token does not count any more. Log in again."
+    return _login_form(request, 200, expired if session.had_session(request) else "")
+
+
+async def log_in(request: web.Request) -> web.Response:
+    """A token from the form."""
+    fields = await session.form_of(request)
+    session.check_login_mark(request, fields)
+    token = fields.get("token", "").strip().removeprefix("Bearer ").strip()
+    if not token:
+        return _login_form(request, 400, "Paste a token first.", fields.get("next"))
+    return await _logged_in(request, token, session.wanted(fields.get("next")))
+
+
+async def _logged_in(request: web.Request, token: str, target: str) -> web.Response:
+    if len(token) > session.LONGEST:
+        said = f"This token has {len(token)} characters; a browser's cookie holds {session.LONGEST}."
+        return _login_form(request, 400, f"{said} Ask for one with fewer claims.", target)
+    try:
+        caller = await request.app[keys.VERIFIER].verify(f"Bearer {token}")
+    except ProblemError as problem:
+        return _login_form(request, problem.status, f"This token does not count: {problem.message}", target)
+    except TransientError as error:
+        return _login_form(request, 503, f"The token cannot be verified now: {error}", target)
+    response = see_other(target)
+    session.begin(request, response, caller, token)
+    return response
+
+
+async def log_out(request: web.Request) -> web.Response:
+    """The cookie is taken away. The token itself lasts as long as it says."""
+    fields = await session.form_of(request)
+    session.check_mark(fields, session.mark(caller_of(request)))
+    response = see_other("/login")
+    session.end(request, response)
+    return response
+
+
+def _login_form(request: web.Request, status: int, message: str, target: str | None = None) -> web.Response:
+    asked = session.wanted(target if target is not None else request.query.get("next"))
+    scratch = web.Response()
+    mark = session.login_mark(request, scratch)
+    response = page(request, "login.html", status, message=message, next=asked, form=mark)
+    response.cookies.update(scratch.cookies)
+    return response
