@@ -11,7 +11,7 @@ UV_VERSION := 0.13.9
 UV := .tools/uv-$(UV_VERSION)/bin/uv
 
 # What the tests marked `system` need: Debian packages.
-SYSTEM_PACKAGES := chromium openssh-server
+SYSTEM_PACKAGES := chromium openssh-server prometheus
 
 SHELL := /bin/bash
 export PIP_DISABLE_PIP_VERSION_CHECK := 1

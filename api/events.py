@@ -34,6 +34,7 @@ from reconciler.core.keyspace import Keyspace
 from reconciler.core.model import PLATFORM, PolicyName
 from reconciler.core.passes import PassRecord
 from reconciler.core.ports import KeyValueStore, Range
+from reconciler.metrics import ApiMetrics
 
 log = logging.getLogger(__name__)
 
@@ -88,8 +89,16 @@ class Board:
     somebody listens."""
 
     def __init__(
-        self, store: KeyValueStore, keyspace: Keyspace, observer: Observer, place: Mapping[str, str], *, most: int
+        self,
+        store: KeyValueStore,
+        keyspace: Keyspace,
+        observer: Observer,
+        place: Mapping[str, str],
+        *,
+        metrics: ApiMetrics,
+        most: int,
     ) -> None:
+        self._metrics = metrics
         self._observer = observer
         self._place = place
         self._most = most
@@ -142,6 +151,7 @@ class Board:
         if self._listeners >= self._most or self._closing:
             raise ProblemError(503, "unavailable", "too many listen already", headers={"Retry-After": "10"})
         self._listeners += 1
+        self._metrics.listeners.inc()
         if self._listeners == 1:
             self._latest.value = None  # what was seen while nobody listened is old
         self._somebody.set()
@@ -149,6 +159,7 @@ class Board:
             yield
         finally:
             self._listeners -= 1
+            self._metrics.listeners.dec()
             if not self._listeners:
                 self._somebody.clear()
 

@@ -18,6 +18,7 @@ from time import monotonic
 from typing import Any, Final, Protocol
 
 from reconciler.core.conditions import (
+    CONDITIONS,
     HISTORY_REWRITTEN,
     READY,
     Condition,
@@ -254,6 +255,7 @@ class Loop:
             watcher.saw(result)
         outcome = "suspended" if result.suspended else "applied" if result.wrote else "unchanged"
         self._metrics.passes.labels(outcome).inc()
+        self._metrics.last_pass.set(self._clock().timestamp())
         self._metrics.pass_seconds.labels(outcome).observe(seconds)
         self._metrics.policies.labels("live").set(len(result.live.written()))
         self._metrics.policies.labels("held").set(len(result.held))
@@ -285,7 +287,10 @@ class Loop:
         now = self._clock().astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
         notices = self._recorder.notices() if self._recorder else ()
         conditions = carry_over((*record.conditions, *notices), self._status.record.conditions, now)
-        self._metrics.ready.set(any(each.type == READY and each.status == "True" for each in conditions))
+        true = {each.type for each in conditions if each.status == "True"}
+        self._metrics.ready.set(READY in true)
+        for kind in CONDITIONS:
+            self._metrics.conditions.labels(kind).set(kind in true)
         await self._status.publish(leadership.fence, replace(record, conditions=conditions), now)
 
     def _record(self, result: PassResult, trigger: Trigger) -> StatusRecord:

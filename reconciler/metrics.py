@@ -41,6 +41,13 @@ class LoopMetrics:
             buckets=SECONDS,
         )
         self.policies = gauge("regops_policies", "Policies by state: live, held.", "state")
+        self.conditions = gauge(
+            "regops_condition",
+            "1 while the condition is true: Ready, Reconciling, Stalled, FetchFailed, ValidationFailed, Drifted, "
+            "PruneBlocked, HistoryRewritten, RecordDelayed.",
+            "type",
+        )
+        self.last_pass = gauge("regops_last_pass_timestamp_seconds", "When a pass last ended well (Unix time).")
         self.ready = gauge("regops_ready", "1 while the last pass left nothing held, blocked or failed.")
         self.blocked_deletions = gauge("regops_blocked_deletions", "Deletions that wait for a person.")
         self.foreign_keys = gauge("regops_foreign_keys", "Keys below the policies' prefix that regops never wrote.")
@@ -58,6 +65,52 @@ class LoopMetrics:
                 self.stage_seconds.labels(stage).observe(max(0.0, (at - before).total_seconds()))
                 before = at
         self.stage_seconds.labels("total").observe(max(0.0, (before - seen_at).total_seconds()))
+
+
+class FleetMetrics:
+    """What the leader sees of all OPAs, from their receipts. Cleared when the lead is lost."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.propagation = Histogram(
+            "regops_propagation_seconds",
+            "From the trigger that saw a commit, to: applied (etcd has it), enforced (an OPA has proven it: one "
+            "observation for each OPA that proved something when it was applied), everywhere (the last of these has).",
+            ("to",),
+            registry=registry,
+            buckets=SECONDS,
+        )
+        self.agents = Gauge(
+            "regops_fleet_agents",
+            "OPAs by what they prove, by state: current, behind, unknown, stale, errors.",
+            ("datacentre", "state"),
+            registry=registry,
+        )
+        self.receipts = Gauge(
+            "regops_fleet_receipts",
+            "OPAs by the commit that they prove, its first 12 digits: the five most frequent ones, and other.",
+            ("commit",),
+            registry=registry,
+        )
+        self.lag = Gauge(
+            "regops_fleet_lag_seconds",
+            "Since when something is applied that an OPA which reports does not enforce yet; 0 when all do.",
+            registry=registry,
+        )
+
+    def show(self, counts: Mapping[str, Mapping[str, int]], commits: Mapping[str, int]) -> None:
+        """The fleet as it is now; children of what is no more go."""
+        self.agents.clear()
+        for datacentre, marks in counts.items():
+            for state in ("current", "behind", "unknown", "stale", "errors"):
+                self.agents.labels(datacentre, state).set(marks.get(state, 0))
+        self.receipts.clear()
+        for commit, number in commits.items():
+            self.receipts.labels(commit).set(number)
+
+    def clear(self) -> None:
+        """Another replica tells from here on."""
+        self.agents.clear()
+        self.receipts.clear()
 
 
 class StoreMetrics:
@@ -137,6 +190,7 @@ class ApiMetrics:
         self.seconds = Histogram(
             "regops_api_request_seconds", "Time to answer.", ("route",), registry=registry, buckets=SECONDS
         )
+        self.listeners = Gauge("regops_event_listeners", "Streams of /events that are served now.", registry=registry)
         self._answers: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
 
     def answered(self, route: str, method: str, status: int, seconds: float) -> None:

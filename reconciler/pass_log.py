@@ -7,15 +7,17 @@ the audit trail and in the policies' history all the same.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import secrets
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Final, NoReturn
 
 from reconciler.core.errors import RegopsError
+from reconciler.core.fleet import FleetState
 from reconciler.core.keyspace import Keyspace
 from reconciler.core.passes import (
     APPLIED,
@@ -26,10 +28,12 @@ from reconciler.core.passes import (
     PassChange,
     PassCommit,
     PassRecord,
+    between,
 )
 from reconciler.core.plan import Cause, Change, Operation
 from reconciler.core.ports import Delete, Event, KeyValue, KeyValueStore, Put, Range, Source, Transaction
-from reconciler.core.records import Receipt
+from reconciler.core.records import Applied
+from reconciler.metrics import FleetMetrics
 from reconciler.reconcile import PassResult
 from reconciler.triggers import Trigger
 
@@ -49,10 +53,12 @@ _RETRY_SECONDS: Final = 1.0
 
 @dataclass(slots=True)
 class _Entry:
-    """An entry in etcd, and which agents have reached its commit, since when."""
+    """An entry in etcd, and which agents have reached its commit, since when. ``awaited``: those whose OPAs proved
+    something when it was applied, and have not proven it yet."""
 
     record: PassRecord
     reached: dict[str, str] = field(default_factory=dict)
+    awaited: set[str] = field(default_factory=set)
     told_at: datetime | None = None
 
 
@@ -66,6 +72,7 @@ class PassLog:
         source: Source,
         *,
         leader: str,
+        metrics: FleetMetrics,
         keep: int = KEPT,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
@@ -81,8 +88,10 @@ class PassLog:
         self._newest: PassRecord | None = None
         self._newest_written = datetime.min.replace(tzinfo=UTC)
         self._entries: deque[_Entry] = deque(maxlen=_FOLLOWED)
-        self._agents: dict[str, tuple[str | None, str]] = {}
-        self._alive: set[str] = set()
+        self._fleet = FleetState(keyspace)
+        self._metrics = metrics
+        self._applied: str | None = None
+        metrics.lag.set_function(self._lag)
         self._concluding = asyncio.Lock()
 
     # --- what the loop tells -----------------------------------------------------------------------------------------
@@ -127,6 +136,14 @@ class PassLog:
 
     async def run(self) -> NoReturn:
         """Write entries and follow the fleet until cancelled; while etcd is away they wait."""
+        try:
+            await self._run()
+        finally:
+            self._fleet.clear()
+            self._entries.clear()
+            self._metrics.clear()
+
+    async def _run(self) -> NoReturn:
         while True:
             try:
                 await self._load()
@@ -174,8 +191,10 @@ class PassLog:
             self._newest = record
         self._newest_written = self._clock()
         if record.moved:
-            self._entries.append(_Entry(record))
-            for agent in self._alive:
+            awaited = {agent for agent in self._fleet.alive if self._fleet.proven(agent) is not None}
+            self._entries.append(_Entry(record, awaited=awaited))
+            self._took(record.seen_at, record.applied_at, "applied")
+            for agent in self._fleet.alive:
                 self._reached(agent)
             await self._conclude()
 
@@ -230,44 +249,63 @@ class PassLog:
     # --- the fleet ---------------------------------------------------------------------------------------------------
 
     async def _follow(self) -> NoReturn:
-        ranges = Range(self._keyspace.receipts, prefix=True), Range(self._keyspace.alives, prefix=True, keys_only=True)
+        keys = self._keyspace
+        ranges = (
+            Range(keys.receipts, prefix=True),
+            Range(keys.alives, prefix=True, keys_only=True),
+            Range(keys.applied),
+        )
         read = await self._store.read(*ranges)
-        self._agents.clear()
-        self._alive.clear()
-        for kv in (kv for kvs in read.ranges for kv in kvs):
-            self._happened(Event(kv))
+        self._fleet.clear()
+        for kv in (kv for kvs in read.ranges[:2] for kv in kvs):
+            self._reached(self._fleet.happened(Event(kv)))
+        self._show(read.ranges[2])
         await self._conclude()
         async with self._store.watch(*ranges, from_revision=read.revision + 1) as batches:
             async for batch in batches:
                 for event in batch.events:
-                    self._happened(event)
+                    if event.kv.key == self._keyspace.applied:
+                        self._show((event.kv,))
+                    else:
+                        self._reached(self._fleet.happened(event))
+                if batch.events:
+                    self._show()
                 await self._conclude()
         raise AssertionError("a watch without an end has ended")
 
-    def _happened(self, event: Event) -> None:
-        key = event.kv.key
-        if key.startswith(self._keyspace.alives):
-            agent = key.removeprefix(self._keyspace.alives)
-            (self._alive.discard if event.deleted else self._alive.add)(agent)
-        else:
-            agent = key.removeprefix(self._keyspace.receipts)
-            receipt = None if event.deleted else _receipt(event.kv)
-            if receipt is None:
-                self._agents.pop(agent, None)
-            else:
-                self._agents[agent] = (receipt.enforced_revision, receipt.since)
-        self._reached(agent)
+    def _show(self, applied: Sequence[KeyValue] | None = None) -> None:
+        """Tell the metrics; ``applied``: that record has changed."""
+        for kv in applied or ():
+            with contextlib.suppress(ValueError, TypeError, KeyError):
+                self._applied = Applied.decode(kv.value).commit
+        self._metrics.show(self._fleet.counts(self._applied), self._fleet.commits())
+
+    def _lag(self) -> float:
+        """Asked when the metrics are read."""
+        waiting = [entry.record.applied_at for entry in self._entries if entry.awaited & self._fleet.alive]
+        return max(0.0, (self._clock() - _at(waiting[0])).total_seconds()) if waiting else 0.0
 
     def _reached(self, agent: str) -> None:
         """Who proves a commit has followed every pass up to it."""
-        commit, since = self._agents.get(agent, (None, ""))
-        if commit is None or agent not in self._alive:
+        proven = self._fleet.proven(agent)
+        if proven is None:
             return
         counts = False
         for entry in reversed(self._entries):
-            counts = counts or entry.record.commit == commit
-            if counts:
-                entry.reached.setdefault(agent, since)
+            counts = counts or entry.record.commit == proven[0]
+            if not counts or agent in entry.reached:
+                continue
+            entry.reached[agent] = proven[1]
+            if agent in entry.awaited:
+                entry.awaited.discard(agent)
+                self._took(entry.record.seen_at, proven[1], "enforced")
+                if not entry.awaited:
+                    self._took(entry.record.seen_at, max(entry.reached.values()), "everywhere")
+
+    def _took(self, start: str, end: str | None, to: str) -> None:
+        seconds = between(start, end)
+        if seconds is not None:
+            self._metrics.propagation.labels(to).observe(seconds)
 
     async def _conclude(self) -> None:
         """Say of each entry how far the fleet is: once that is all the way, and now and then when it takes long."""
@@ -285,10 +323,10 @@ class PassLog:
     def _enforced(self, entry: _Entry) -> Enforced | None:
         """What the entry should say, ``None`` where it says so already or had better wait."""
         known = entry.record.enforced
-        if not self._alive or (known is not None and known.complete):
+        if not self._fleet.alive or (known is not None and known.complete):
             return None
         times = sorted(entry.reached.values())
-        agents = self._alive | entry.reached.keys()
+        agents = self._fleet.alive | entry.reached.keys()
         now = Enforced(len(agents), len(times), times[0] if times else None, times[-1] if times else None)
         told_at = entry.told_at or _at(entry.record.applied_at)
         return now if now != known and (now.complete or self._clock() - told_at > _LATE) else None
@@ -299,13 +337,6 @@ def _decoded(kv: KeyValue) -> PassRecord | None:
         return PassRecord.decode(kv.value)
     except (ValueError, TypeError, KeyError):
         log.warning("record cannot be read", extra={"key": kv.key})
-        return None
-
-
-def _receipt(kv: KeyValue) -> Receipt | None:
-    try:
-        return Receipt.decode(kv.value)
-    except (ValueError, TypeError, KeyError):
         return None
 
 

@@ -117,7 +117,7 @@ async def open_api(engine: Engine, group: asyncio.TaskGroup, candidacy: Candidac
     ledger = Ledger(store, space, settings.server.id)
     place = {"remote": settings.git.shown, "branch": settings.git.branch, "path": settings.git.path}
     observer = Observer(store, space, mirror)
-    board = Board(store, space, observer, place, most=settings.api.event_listeners)
+    board = Board(store, space, observer, place, metrics=metrics, most=settings.api.event_listeners)
     async with open_access(settings.auth, _platform_version(mirror)) as access, open_trial(settings.auth) as trial:
         parts = Parts(
             store=store,

@@ -216,6 +216,7 @@ class _Dev:
             "path": options.path,
             "etcd": [urls["etcd"]],
             "opa": [urls[f"opa-{i}"] for i in indexes],
+            "agents": [urls[f"agent-{i}"] for i in indexes],
             "mongo": f"mongodb://127.0.0.1:{ports['mongo']}",
             "webhook_secret": secret,
         }

@@ -20,7 +20,7 @@ from reconciler.core.conditions import FETCH_FAILED, RECONCILING
 from reconciler.core.errors import RegopsError
 from reconciler.core.versions import Retention
 from reconciler.loop import Loop, StatusKeeper
-from reconciler.metrics import LoopMetrics, ReceiptMetrics, RecorderMetrics, StoreMetrics
+from reconciler.metrics import FleetMetrics, LoopMetrics, ReceiptMetrics, RecorderMetrics, StoreMetrics
 from reconciler.pass_log import PassLog
 from reconciler.receipt_recorder import ReceiptRecorder
 from reconciler.recorder import Recorder
@@ -101,6 +101,7 @@ class Contender:
         self._engine = engine
         self._settings = settings
         self._metrics = metrics
+        self._fleet = FleetMetrics(engine.registry)
         self._keyspace = compose.keyspace(settings.etcd)
         place = {"remote": settings.git.shown, "branch": settings.git.branch, "path": settings.git.path}
         self._status = StatusKeeper(engine.store, self._keyspace, source=place, leader=settings.server.id)
@@ -154,7 +155,7 @@ class Contender:
         engine, own, git = self._engine, self._settings.server, self._settings.git
         election = Election(engine.store, self._keyspace.leader, own.id, own.lease_ttl)
         reconciler = compose.make_reconciler(self._settings, engine.source, engine.store, engine.judge)
-        journal = PassLog(engine.store, self._keyspace, engine.source, leader=own.id)
+        journal = PassLog(engine.store, self._keyspace, engine.source, leader=own.id, metrics=self._fleet)
         loop = Loop(
             reconciler,
             engine.mailbox,

@@ -17,6 +17,7 @@ from fixtures.opa import find_opa
 
 from reconciler.adapters.opa import OpaCompiler
 from reconciler.core.errors import TransientError
+from reconciler.core.fleet import MARKS
 from reconciler.core.passes import PassRecord
 from reconciler.core.ports import Put, Transaction
 from reconciler.core.records import Receipt
@@ -218,3 +219,82 @@ async def test_the_next_leader_goes_on_with_the_log_and_only_the_newest_are_kept
             return enforced is not None and enforced.complete
 
         await engine.until(complete)
+
+
+# --- what Prometheus sees of it --------------------------------------------------------------------------------------
+
+
+async def test_each_opa_that_followed_is_observed_once_and_all_together_once(
+    start: Start, source: InMemorySource
+) -> None:
+    async with start().running() as engine:
+        await engine.settled()
+        first = await entry_of(engine, source.head or "")
+        for agent in ("one", "two"):
+            await tell(engine, agent, first.commit, later(first, 0.1))
+        await tell(engine, "starting", None, later(first, 0.1))
+        await engine.until(lambda: engine.metric("fleet_agents", datacentre="east", state="current") == 2)
+        applied = engine.metric("propagation_seconds_count", to="applied")
+        head = source.commit(says("second"))
+        engine.push()
+        entry = await entry_of(engine, head)
+        assert engine.metric("propagation_seconds_count", to="applied") == applied + 1
+        assert engine.metric("propagation_seconds_count", to="enforced") == 0
+        await tell(engine, "one", head, later(entry, 0.1))
+        await engine.until(lambda: engine.metric("propagation_seconds_count", to="enforced") == 1)
+        assert engine.metric("propagation_seconds_count", to="everywhere") == 0
+        assert engine.metric("fleet_lag_seconds") > 0
+        await tell(engine, "one", head, later(entry, 0.1))
+        await tell(engine, "two", head, later(entry, 0.4))
+        await engine.until(lambda: engine.metric("propagation_seconds_count", to="everywhere") == 1)
+        assert engine.metric("propagation_seconds_count", to="enforced") == 2
+        taken = engine.metric("propagation_seconds_sum", to="everywhere")
+        assert taken == pytest.approx((entry.seconds()["total"] or 0) + 0.4, abs=0.01)
+        assert engine.metric("fleet_lag_seconds") == 0
+        await tell(engine, "starting", head, later(entry, 60.0))
+        await engine.until(lambda: engine.metric("fleet_agents", datacentre="east", state="current") == 3)
+        assert engine.metric("propagation_seconds_count", to="enforced") == 2, "it proved nothing when it was applied"
+
+
+async def test_the_fleet_is_counted_by_state_and_by_few_commits(start: Start, source: InMemorySource) -> None:
+    async with start().running() as engine:
+        await engine.settled()
+        head = source.head or ""
+        await entry_of(engine, head)
+        for number in range(8):
+            await tell(engine, f"old-{number}", f"{number}" * 40, "2026-01-01T00:00:00.000Z")
+        for agent in ("a", "b"):
+            await tell(engine, agent, head, "2026-01-01T00:00:00.000Z")
+        await tell(engine, "silent", head, "2026-01-01T00:00:00.000Z", alive=False)
+        await engine.until(lambda: engine.metric("fleet_agents", datacentre="east", state="behind") == 8)
+        marks = {state: engine.metric("fleet_agents", datacentre="east", state=state) for state in MARKS}
+        assert marks == {"current": 2, "behind": 8, "unknown": 1, "stale": 1, "errors": 0}
+        assert engine.metric("fleet_receipts", commit=head[:12]) == 2
+        shown = [sample for family in engine.registry.collect() for sample in family.samples]
+        commits = {each.labels["commit"]: each.value for each in shown if each.name == "regops_fleet_receipts"}
+        assert len(commits) == 6
+        assert (sum(commits.values()), commits["other"]) == (10, 4)
+
+
+async def test_a_replica_that_has_lost_the_lead_tells_nothing_of_the_fleet(
+    start: Start, source: InMemorySource
+) -> None:
+    def current() -> float | None:
+        return engine.registry.get_sample_value("regops_fleet_agents", {"datacentre": "east", "state": "current"})
+
+    async with start().running() as engine:
+        await engine.settled()
+        await tell(engine, "one", source.head, "2026-01-01T00:00:00.000Z")
+        await engine.until(lambda: current() == 1)
+    assert current() is None
+
+
+async def test_conditions_are_metrics(start: Start, source: InMemorySource) -> None:
+    async with start().running() as engine:
+        await engine.settled()
+        assert engine.metric("condition", type="Ready") == 1
+        source.commit({"policies/projects/a/rego.rego": b"oops"})
+        engine.push()
+        await engine.until(lambda: engine.metric("condition", type="ValidationFailed") == 1)
+        assert (engine.metric("condition", type="Ready"), engine.metric("condition", type="PruneBlocked")) == (0, 0)
+        assert engine.metric("last_pass_timestamp_seconds") > 0

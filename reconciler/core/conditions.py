@@ -25,6 +25,18 @@ HISTORY_REWRITTEN: Final = "HistoryRewritten"
 HEALTHY: Final = "Healthy"
 RECORD_DELAYED: Final = "RecordDelayed"
 
+CONDITIONS: Final = (
+    READY,
+    RECONCILING,
+    STALLED,
+    FETCH_FAILED,
+    VALIDATION_FAILED,
+    DRIFTED,
+    PRUNE_BLOCKED,
+    HISTORY_REWRITTEN,
+    RECORD_DELAYED,
+)
+"""What the leader finds; `HEALTHY` is found by whoever shows the status."""
 NEGATIVE: Final = frozenset({RECONCILING, STALLED, FETCH_FAILED, VALIDATION_FAILED, DRIFTED, PRUNE_BLOCKED})
 
 

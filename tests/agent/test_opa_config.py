@@ -16,5 +16,14 @@ def test_the_configuration_polls_the_agent_and_posts_its_status_to_it() -> None:
             }
         },
         "status": {"service": "regops"},
+        "server": {
+            "metrics": {
+                "prom": {
+                    "http_request_duration_seconds": {
+                        "buckets": [0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 1],
+                    }
+                }
+            }
+        },
         "labels": {"app": "x: y"},
     }
