@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -182,14 +183,52 @@ def test_the_readme_tells_the_demo_change() -> None:
     assert all(f"/v1/data/{'/'.join(package_of(name))}/authz/allow" in readme for name in NAMES)
 
 
-def test_the_pull_request_workflow_checks_and_tests_every_pull_request() -> None:
+def workflow_commands() -> dict[str, list[str]]:
+    """What the workflow of each Git host runs, by its file."""
+    found = {}
+    for name in (".github/workflows/policies.yaml", ".gitea/workflows/policies.yaml"):
+        workflow = yaml.safe_load((EXAMPLE / name).read_text(encoding="utf-8"))
+        # YAML 1.1 reads the key `on` as true. No path filter: a required check that does not run blocks the merge.
+        assert workflow[True]["pull_request"] is None
+        steps = workflow["jobs"]["policies"]["steps"]
+        assert steps[0]["with"]["fetch-depth"] == 0, "there is nothing to compare with in a shallow clone"
+        found[name] = [step["run"] for step in steps if "run" in step]
+    job = yaml.safe_load((EXAMPLE / ".gitlab-ci.yml").read_text(encoding="utf-8"))["policies"]
+    assert job["variables"]["GIT_DEPTH"] == "0"
+    found[".gitlab-ci.yml"] = [*job["before_script"], *job["script"], *job["after_script"]]
+    return found
+
+
+@pytest.mark.parametrize(("name", "commands"), workflow_commands().items())
+def test_each_hosts_workflow_runs_a_check_that_works(name: str, commands: list[str], tmp_path: Path) -> None:
+    """The very line of the workflow, in a clone with a pull request."""
+    (line,) = [each for each in commands if each.startswith("regops check")]
+    shutil.copytree(EXAMPLE, tmp_path / "clone")
+    clone = tmp_path / "clone"
+    identity = ("-c", "user.name=t", "-c", "user.email=t@localhost")
+    for words in (("init", "-q", "-b", "main"), ("add", "-A"), ("commit", "-qm", "base"), ("checkout", "-qb", "pull")):
+        succeed("git", "-C", clone, *identity, *words)
+    base = succeed("git", "-C", clone, "rev-parse", "HEAD").strip()
+    file = clone / "policies" / DEMO_FILE
+    file.write_text(file.read_text(encoding="utf-8").replace(DEMO_OLD, DEMO_NEW), encoding="utf-8")
+    succeed("git", "-C", clone, *identity, "commit", "-qam", "change")
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path, "BASE": base, "CI_MERGE_REQUEST_DIFF_BASE_SHA": base}
+    done = subprocess.run(
+        ["bash", "-euc", line], cwd=clone, env=environment, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert "projects/billing" in (clone / "comment.md").read_text(encoding="utf-8"), name
+    said = done.stdout.splitlines()[-1]
+    assert said.startswith("Passed: 1 policy of 5 changed, all would go live, 0 of "), done.stdout + done.stderr
+    assert done.returncode == 0
+
+
+def test_the_workflows_have_no_more_rights_than_they_need() -> None:
     workflow = yaml.safe_load((EXAMPLE / ".github/workflows/policies.yaml").read_text(encoding="utf-8"))
-    # YAML 1.1 reads the key `on` as true. No path filter: a required check that does not run blocks the merge.
-    assert workflow[True]["pull_request"] is None
-    commands = [step.get("run") for step in workflow["jobs"]["policies"]["steps"]]
-    assert "regops check" in commands
-    assert "regops test" in commands
-    assert workflow["permissions"] == {"contents": "read"}
+    assert workflow["permissions"] == {"contents": "read", "pull-requests": "write"}
+    for name, commands in workflow_commands().items():
+        for command in commands:
+            assert "${{" not in command, f"{name}: what a pull request says must not become a command"
 
 
 def test_every_project_has_an_owner() -> None:

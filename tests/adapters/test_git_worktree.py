@@ -7,7 +7,7 @@ import pytest
 from fixtures.git import Remote
 
 from reconciler.adapters.git import GitSource
-from reconciler.adapters.git.worktree import commit_of
+from reconciler.adapters.git.worktree import commit_folder, commit_of
 from reconciler.core.errors import StalledError
 
 
@@ -63,3 +63,18 @@ def test_a_repository_in_another_object_format_is_named_as_such(tmp_path: Path) 
 def test_a_folder_outside_every_repository_says_how_to_go_on(tmp_path: Path) -> None:
     with pytest.raises(StalledError, match="Leave --commit out"):
         commit_of(tmp_path, "HEAD", tmp_path / "snapshot.git")
+
+
+async def test_a_folder_without_files_is_none_as_in_git(tmp_path: Path) -> None:
+    """What a deleted policy leaves behind in a working tree was taken for a policy without its rego.rego."""
+    (tmp_path / "files/policies/projects/gone").mkdir(parents=True)
+    (tmp_path / "files/policies/platform").mkdir()
+    (tmp_path / "files/policies/platform/rego.rego").write_text("package platform\n")
+    commit = commit_folder(tmp_path / "files", "policies", tmp_path / "snapshot.git")
+    source = GitSource(remote=str(tmp_path / "snapshot.git"), mirror=tmp_path / "mirror.git")
+    try:
+        await source.fetch()
+        tree = await source.tree(commit)
+    finally:
+        await source.aclose()
+    assert ({str(name) for name in tree.policies}, tree.invalid) == ({"platform"}, {})

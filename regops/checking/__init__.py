@@ -1,0 +1,1 @@
+"""``regops check --base``: what a pull request would change, as its reviewers ask it."""

@@ -1,0 +1,139 @@
+"""A review as a comment on a pull request: Markdown that no name, message or text can break out of."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Final
+
+from regops.checking.findings import Flips, Operation, PolicyFinding, Review
+from regops.checking.text import change_line, coverage, line, notes, shown, summary, verdict
+
+LONGEST: Final = 65_000
+"""Characters; GitHub takes 65,536 in a comment."""
+MARK: Final = "<!-- regops check -->"
+"""The first line: by it a workflow finds its former comment."""
+_ROWS: Final = 50
+_TICKS: Final = re.compile(r"`+")
+_CUT: Final = "\n\n_The rest is left out: the whole is in the log of this check._\n"
+
+
+def as_markdown(review: Review) -> str:
+    """A heading, findings, a table, what decisions flip, and the differences, folded. Cut where it is too long."""
+    text = MARK
+    for part in _parts(review):
+        if len(text) + len(part) + len(_CUT) > LONGEST:
+            return text + _CUT
+        text += part
+    return text + "\n"
+
+
+def _parts(review: Review) -> Iterator[str]:
+    yield f"\n### regops check: {'passed' if review.passed else 'failed'}\n\n{_plain(summary(review))}\n"
+    found = list(_findings(review))
+    if found:
+        yield "\n"
+        yield from (f"- {each}\n" for each in found[:_ROWS])
+        if len(found) > _ROWS:
+            yield f"- … and {len(found) - _ROWS} more\n"
+    if review.policies:
+        yield "\n| Policy | Change | Verdict | Tests | Coverage |\n|---|---|---|---:|---:|\n"
+        yield from (_row(review, each) for each in review.policies[:_ROWS])
+        if len(review.policies) > _ROWS:
+            yield f"\n… and {len(review.policies) - _ROWS} more\n"
+    if review.replay is not None:
+        yield from _replay(review)
+    for each in review.policies:
+        text = _difference(each)
+        if text:
+            yield f"\n<details><summary>{_html(each.policy)}</summary>\n\n{fenced(text, 'diff')}\n</details>\n"
+
+
+def _findings(review: Review) -> Iterator[str]:
+    for each in review.policies:
+        mark = ":warning:" if each.before else ":x:"
+        yield from (f"{mark} {_code_line(line(review, error, ''))}" for error in each.errors)
+    if review.tests is not None:
+        if review.tests.error:
+            yield f":x: tests could not be run: {_plain(review.tests.error)}"
+        for failure in review.tests.failures:
+            place = f"{review.path}/{failure.file}:{failure.line}"
+            yield f":x: {code(place)} {_plain(failure.name)} failed {_plain(failure.message)}".rstrip()
+    for name in review.uncovered:
+        yield f":x: {code(name)} is covered by less than {review.min_coverage:g} %"
+    yield from (f":warning: {_code_line(line(review, each, ''))}" for each in review.warnings)
+    if review.blocked:
+        names = ", ".join(code(name) for name in review.blocked)
+        yield f":warning: deletions would wait for a person, since {_plain(review.blocked_reason)}: {names}"
+
+
+def _code_line(text: str) -> str:
+    place, _, message = text.partition(": : ")
+    return f"{code(place)} {_plain(message)}"
+
+
+def _row(review: Review, each: PolicyFinding) -> str:
+    tests = review.tests
+    ran = "" if tests is None else str(tests.run.get(each.policy, 0))
+    covered = "" if tests is None else coverage(tests.coverage.get(each.policy))
+    change = "unchanged" if each.operation is Operation.NONE else str(each.operation)
+    return f"| {code(each.policy)} | {change} | {_plain(verdict(each))} | {ran} | {covered} |\n"
+
+
+def _replay(review: Review) -> Iterator[str]:
+    found = review.replay
+    if found is None:
+        return
+    yield f"\n**Replay**: {found.flips} of {found.inputs} recorded inputs flip.\n"
+    flipping = [each for each in found.rules if each.flips]
+    if flipping:
+        yield "\n| Policy | Rule | Flip | Inputs |\n|---|---|---:|---:|\n"
+        yield from (f"| {code(e.policy)} | {code(e.rule)} | {e.flips} | {e.inputs} |\n" for e in flipping[:_ROWS])
+        yield from (_examples(each) for each in flipping[:_ROWS])
+    noted = [f"- {_plain(note)}\n" for note in notes(found)]
+    if noted:
+        yield "\n" + "".join(noted)
+
+
+def _examples(each: Flips) -> str:
+    lines = [
+        f"{example.decision_id}: {shown(example.old)} → {shown(example.new)}\n  input {example.input}"
+        for example in each.examples
+    ]
+    title = f"{_html(each.policy)} {_html(each.rule)}: examples"
+    return f"\n<details><summary>{title}</summary>\n\n{fenced(chr(10).join(lines))}\n</details>\n"
+
+
+def _difference(each: PolicyFinding) -> str:
+    parts = [each.rego.rstrip("\n")] if each.rego else []
+    if each.data:
+        parts.append("\n".join(["data.json:", *(change_line(change) for change in each.data)]))
+    if each.data_text:
+        parts.append(each.data_text.rstrip("\n"))
+    return "\n".join(parts)
+
+
+def fenced(text: str, language: str = "") -> str:
+    """A code block that the text cannot end."""
+    longest = max((len(ticks) for ticks in _TICKS.findall(text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}{language}\n{text}\n{fence}\n"
+
+
+def code(text: str) -> str:
+    """A code span that the text cannot end, also in a table."""
+    flat = " ".join(text.split()).replace("|", "\\|")
+    longest = max((len(ticks) for ticks in _TICKS.findall(flat)), default=0)
+    ticks = "`" * (longest + 1)
+    space = " " if flat.startswith("`") or flat.endswith("`") else ""
+    return f"{ticks}{space}{flat}{space}{ticks}" if flat else ""
+
+
+def _plain(text: str) -> str:
+    """A sentence in which nothing is markup but `backquotes`."""
+    flat = " ".join(text.split())
+    return re.sub(r"([\\*_{}\[\]<>#|~!@])", r"\\\1", flat)
+
+
+def _html(text: str) -> str:
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")

@@ -1,0 +1,157 @@
+"""A review for a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from api.texts import dump
+from reconciler.core.model import FileError
+from regops.checking.findings import Flips, Operation, PolicyFinding, Replay, Review
+from regops.commands.table import table
+
+
+def as_text(review: Review) -> str:
+    """Errors first, by file:line:column, then what changes, then a line that says it all."""
+    parts = [
+        *_lines(review),
+        _table(review),
+        *(_changes(each) for each in review.policies if each.rego or each.data or each.data_text),
+        *([_replay(review.replay)] if review.replay else []),
+        summary(review),
+    ]
+    return "\n\n".join(part for part in parts if part)
+
+
+def summary(review: Review) -> str:
+    """One line."""
+    changed = [each for each in review.policies if each.operation is not Operation.NONE]
+    words = [f"{_number(len(changed), 'policy', 'policies')} of {review.total} changed"]
+    words += [f"{len(review.invalid)} would be held"] if review.invalid else ["all would go live"] if changed else []
+    tests = review.tests
+    if tests is not None:
+        ran = _number(tests.total, "test", "tests")
+        words.append("tests could not be run" if tests.error else f"{len(tests.failures)} of {ran} failed")
+    if review.uncovered:
+        words.append(f"{len(review.uncovered)} covered by less than {review.min_coverage:g} %")
+    if review.replay is not None:
+        words.append(f"{review.replay.flips} of {_number(review.replay.inputs, 'input', 'inputs')} flip")
+    return f"{'Passed' if review.passed else 'Failed'}: {', '.join(words)}"
+
+
+def _number(count: int, one: str, many: str) -> str:
+    return f"{count} {one if count == 1 else many}"
+
+
+def _lines(review: Review) -> Iterator[str]:
+    errors = [line(review, error, "error") for each in review.invalid for error in each.errors]
+    former = [each for each in review.policies if each.held and each.before]
+    errors += [f"{line(review, error, 'warning')} (so before)" for each in former for error in each.errors]
+    errors += [line(review, each, "warning") for each in review.warnings]
+    errors += [f"{review.path}/{each}: ignored: not a file that regops publishes" for each in review.ignored]
+    if review.tests is not None:
+        errors += [f"{review.path}: error: tests could not be run: {review.tests.error}"] if review.tests.error else []
+        for failure in review.tests.failures:
+            said = f": {failure.message}" if failure.message else ""
+            errors.append(f"{review.path}/{failure.file}:{failure.line}: error: {failure.name} failed{said}")
+    if review.blocked:
+        names = ", ".join(review.blocked)
+        errors.append(
+            f"{review.path}: warning: deletions would wait for a person, since {review.blocked_reason}: {names}"
+        )
+    if errors:
+        yield "\n".join(errors)
+
+
+def line(review: Review, error: FileError, kind: str) -> str:
+    """file:line:column: kind: message."""
+    place = ":".join(str(part) for part in (error.file, error.line, error.column) if part is not None)
+    return f"{review.path}/{place}: {kind}: {error.message}"
+
+
+def _table(review: Review) -> str:
+    if not review.policies:
+        return ""
+    tests = review.tests
+    rows = [
+        [
+            each.policy,
+            each.operation if each.operation is not Operation.NONE else "unchanged",
+            verdict(each),
+            "" if tests is None else tests.run.get(each.policy, 0),
+            "" if tests is None else coverage(tests.coverage.get(each.policy)),
+        ]
+        for each in review.policies
+    ]
+    return table(["POLICY", "CHANGE", "VERDICT", "TESTS", "COVERAGE"], rows)
+
+
+def verdict(each: PolicyFinding) -> str:
+    """In a few words."""
+    if each.held:
+        return f"held: {each.reason}{' (so before)' if each.before else ''}"
+    return "deleted" if each.operation is Operation.DELETE else "live"
+
+
+def coverage(percent: float | None) -> str:
+    """In percent; nothing where it is not known."""
+    return "" if percent is None else f"{percent:.0f} %"
+
+
+def _changes(each: PolicyFinding) -> str:
+    parts = [each.rego.rstrip("\n")] if each.rego else []
+    if each.data:
+        parts.append("\n".join([f"{each.policy}/data.json", *(f"  {change_line(change)}" for change in each.data)]))
+    if each.data_text:
+        parts.append(each.data_text.rstrip("\n"))
+    return "\n".join(parts)
+
+
+def change_line(change: Mapping[str, Any]) -> str:
+    """One change of data: path, old → new; numbers keep their digits."""
+    old, new = (dump(change[side]).decode().strip() if side in change else None for side in ("from", "to"))
+    path = change["path"] or "/"
+    if old is None:
+        return f"+ {path}: {new}"
+    return f"- {path}: {old}" if new is None else f"~ {path}: {old} → {new}"
+
+
+def _replay(found: Replay) -> str:
+    lines = [f"Replay: {found.flips} of {_number(found.inputs, 'input', 'inputs')} flip"]
+    flipping = [each for each in found.rules if each.flips]
+    if flipping:
+        rows = [[each.policy, each.rule, each.flips, each.inputs] for each in flipping]
+        lines += ["", table(["POLICY", "RULE", "FLIP", "INPUTS"], rows)]
+        lines += [text for each in flipping for text in _examples(each)]
+    lines += [f"Note: {note}" for note in notes(found)]
+    return "\n".join(lines)
+
+
+def _examples(each: Flips) -> Iterator[str]:
+    yield ""
+    yield f"{each.policy} {each.rule}:"
+    for example in each.examples:
+        yield f"  {example.decision_id}: {shown(example.old)} → {shown(example.new)}"
+        yield f"    input {example.input}"
+
+
+def shown(value: str | None) -> str:
+    """A decision."""
+    return "undefined" if value is None else value
+
+
+def notes(found: Replay) -> Iterator[str]:
+    """What a reader must know of the numbers."""
+    for why, count in sorted(found.skipped.items()):
+        yield f"{count} not asked again: {why}"
+    if found.unreadable_count:
+        lines = _number(found.unreadable_count, "line", "lines")
+        yield f"{lines} without a decision: {'; '.join(found.unreadable[:3])}"
+    if found.differed:
+        yield (
+            f"{found.differed} were recorded otherwise than the old revision decides them now: it was another commit, "
+            "other data, or the time counts"
+        )
+    if found.nondeterministic:
+        says = "used builtins whose answers change (time, random …): OPA cannot be given the old ones"
+        yield f"{found.nondeterministic} {says}"
