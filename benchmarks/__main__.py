@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Awaitable, Callable
 
-from benchmarks import api_report, drills, memory, passes, propagation, recording, served
+from benchmarks import api_report, drills, memory, passes, propagation, recording, replay, served
 from benchmarks.report import Table
 
 Section = Callable[[bool], Awaitable[Table]]
@@ -44,6 +44,10 @@ SECTIONS: dict[str, tuple[str, Section]] = {
     "drills": (
         "etcd and MongoDB lost, until they are filled again",
         lambda quick: drills.drills(*((100, 500) if quick else (10_000, 10_000))),
+    ),
+    "replay": (
+        "recorded decisions asked again, beside opa eval",
+        lambda quick: replay.replaying(*((2000, 10) if quick else (100_000, 100))),
     ),
     "growth": ("memory over many passes", lambda quick: passes.growth(100, 100 if quick else 1000)),
 }

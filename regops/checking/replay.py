@@ -81,7 +81,7 @@ async def replay(
     """Ask every decision in ``files`` (the first ``limit``) again. Raises `StalledError` when none of them can be read,
     `TransientError` when OPA fails."""
     counted = _Counted()
-    async with _evaluator(opa, bundles[0]) as old, _evaluator(opa, bundles[1]) as new:
+    async with evaluator(opa, bundles[0]) as old, evaluator(opa, bundles[1]) as new:
         running: deque[asyncio.Task[None]] = deque()
         try:
             for lot in _lots(files, limit, counted):
@@ -153,7 +153,7 @@ def _lots(files: Sequence[str], limit: int | None, counted: _Counted) -> Iterato
 # --- what is asked ---------------------------------------------------------------------------------------------------
 
 
-async def _compare(old: _Evaluator, new: _Evaluator, lot: list[Decision], counted: _Counted, examples: int) -> None:
+async def _compare(old: Evaluator, new: Evaluator, lot: list[Decision], counted: _Counted, examples: int) -> None:
     """Lots of one rule may end in another order than they were read: examples are those of the first lots to end."""
     before, after = await asyncio.gather(old.decide(lot), new.decide(lot))
     tally = counted.rules.setdefault(lot[0].path, _Tally())
@@ -188,11 +188,11 @@ def _shortened(value: Any) -> str:
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
 
 
-class _Evaluator:
+class Evaluator:
     """One OPA with one revision."""
 
     def __init__(self, http: aiohttp.ClientSession) -> None:
-        self._http = http
+        self.http = http
 
     async def decide(self, lot: Sequence[Decision]) -> list[Any]:
         """The decision of each, `_UNDEFINED` where there is none."""
@@ -226,14 +226,14 @@ class _Evaluator:
     async def _post(self, path: str, body: bytes) -> tuple[int, dict[str, Any]]:
         headers = {"Content-Type": "application/json"}
         try:
-            async with self._http.post(URL(f"http://opa{path}", encoded=True), data=body, headers=headers) as answer:
+            async with self.http.post(URL(f"http://opa{path}", encoded=True), data=body, headers=headers) as answer:
                 return answer.status, json.loads(await answer.read())
         except (aiohttp.ClientError, TimeoutError, ValueError) as error:
             raise TransientError(f"the OPA that replays does not answer: {type(error).__name__}") from error
 
 
 @contextlib.asynccontextmanager
-async def _evaluator(opa: Path, bundle: bytes) -> AsyncIterator[_Evaluator]:
+async def evaluator(opa: Path, bundle: bytes) -> AsyncIterator[Evaluator]:
     """An OPA of its own with this bundle, on a socket in a folder of its own, as long as the block runs."""
     with tempfile.TemporaryDirectory(prefix="regops-replay-") as scratch:
         folder = Path(scratch)
@@ -260,7 +260,7 @@ async def _evaluator(opa: Path, bundle: bytes) -> AsyncIterator[_Evaluator]:
         try:
             async with aiohttp.ClientSession(connector=connector, timeout=timeout, auto_decompress=True) as http:
                 await _until_ready(http, process, folder / "log")
-                yield _Evaluator(http)
+                yield Evaluator(http)
         finally:
             if process.returncode is None:
                 process.kill()
