@@ -1,7 +1,7 @@
 """Webhooks: a Git host says that something was pushed. A hook only says *look*; what is there, the remote tells.
 
 Each provider's own proof over the raw body: GitHub's and Gitea's HMAC (docs.github.com "Validating webhook deliveries",
-docs.gitea.com "Webhooks"), GitLab's token (docs.gitlab.com "Webhooks").
+docs.gitea.com "Webhooks"), GitLab's token (docs.gitlab.com "Webhooks", "System hooks").
 """
 
 from __future__ import annotations
@@ -31,6 +31,8 @@ SHORTEST: Final = 16
 _AT_ONCE: Final = 65536
 """Bytes that are parsed on the event loop."""
 _SECONDS: Final = 10.0
+_KINDS: Final = ("push", "repository_update")
+"""What GitLab calls a push in ``object_kind``; system hooks have ``event_name`` only, and by default the second one."""
 _SCP: Final = re.compile(r"(?:[^@/]+@)?([^:/]+):(?!//)(.+)")
 _URLS: Final = (
     "clone_url",
@@ -184,16 +186,17 @@ class Hooks:
         return self._judged(payload, strict=provider.name != "generic")
 
     def _judged(self, payload: Mapping[str, Any], *, strict: bool) -> tuple[str, str]:
-        kind = payload.get("object_kind", "push")
-        if kind != "push":
+        kind = payload.get("object_kind") or payload.get("event_name", "push")
+        if kind not in _KINDS:
             return "ignored_event", f"{str(kind)[:40]} is not looked at, only pushes are"
         urls = _urls_of(payload)
         if (strict or urls) and not self._repositories & urls:
             named = ", ".join(sorted(urls))[:200] or "none"
             return "ignored_repository", f"it is about {named}; see git.remote and hooks.repositories"
-        reference = payload.get("ref")
-        if (strict or reference is not None) and reference != self._reference:
-            return "ignored_branch", f"it is about {str(reference)[:100]}, and {self._reference} is followed"
+        about = payload.get("refs") if kind == "repository_update" else payload.get("ref")
+        references = about if isinstance(about, list) else [about]
+        if (strict or about is not None) and self._reference not in references:
+            return "ignored_branch", f"it is about {str(about)[:100]}, and {self._reference} is followed"
         self._look()
         return "looking", ""
 
@@ -209,12 +212,18 @@ def taking(name: str) -> Callable[[web.Request], Any]:
 
 
 def normal(url: str) -> str:
-    """A repository's URL as it is compared: host and path, without scheme, user, port, case and ``.git``."""
+    """A repository's URL as it is compared: host and path, without scheme, user, port, case and ``.git``.
+
+    What is no URL stays as it is.
+    """
     scp = _SCP.fullmatch(url)
     if scp and "://" not in url:
         host, path = scp[1], scp[2]
     else:
-        parts = urlsplit(url)
+        try:
+            parts = urlsplit(url)
+        except ValueError:
+            return url
         host, path = parts.hostname or "", parts.path
     return f"{host}/{path.strip('/').removesuffix('.git')}".lower()
 
