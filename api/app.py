@@ -45,6 +45,7 @@ from reconciler.core.ports import KeyValueStore, Source
 from reconciler.core.receipt_ports import ReceiptStore
 from reconciler.core.record_ports import AuditStore
 from reconciler.core.records import Held
+from reconciler.core.tracing import NO_TRACER, Tracer
 from reconciler.idempotency import Ledger
 from reconciler.metrics import ApiMetrics
 from reconciler.operations import Operations
@@ -84,6 +85,7 @@ class Parts:
     board: Board
     trial: Trial
     tickets: Path | None = None
+    tracer: Tracer = NO_TRACER
     audit_trail: AuditStore | None = None
     receipts: ReceiptStore | None = None
     waits_for: Callable[[], Mapping[str, str]] = dict
@@ -109,6 +111,7 @@ def create_app(parts: Parts) -> web.Application:
     app[keys.OBSERVER] = parts.observer
     app[keys.BOARD] = parts.board
     app[keys.TRIAL] = parts.trial
+    app[keys.TRACER] = parts.tracer
     app[keys.TICKETS] = parts.tickets
     app[keys.WAITS_FOR] = parts.waits_for
     app[keys.HELD] = parts.held

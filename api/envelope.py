@@ -17,10 +17,11 @@ from api.audited import ATTEMPT, attempt_of
 from api.auth import authorization_of
 from api.hooks import PROVIDERS
 from api.problems import ProblemError, problem_of
-from api.requests import CALLER
+from api.requests import CALLER, TRACE
 from api.ui import session
 from api.ui.frame import problem_page
 from api.wire import check_expectation
+from reconciler.core.tracing import Tracer, traceparent
 
 log = logging.getLogger("api.request")
 
@@ -41,7 +42,11 @@ async def envelope(request: web.Request, handler: Handler) -> web.StreamResponse
     """The one middleware."""
     started = time.perf_counter()
     request[REQUEST_ID] = request_id = _request_id(request.headers.get("X-Request-ID"))
-    response, result = await _answer(request, handler, request_id)
+    tracer = request.app[keys.TRACER]
+    if tracer.enabled:
+        response, result = await _traced(request, handler, request_id, tracer)
+    else:
+        response, result = await _answer(request, handler, request_id)
     if not response.prepared:  # a stream has said so itself
         response.headers["X-Request-ID"] = request_id
         response.headers["X-Content-Type-Options"] = "nosniff"
@@ -51,6 +56,20 @@ async def envelope(request: web.Request, handler: Handler) -> web.StreamResponse
     if attempt is not None:
         await request.app[keys.AUDITOR].record(request, attempt, result, request_id)
     return response
+
+
+async def _traced(
+    request: web.Request, handler: Handler, request_id: str, tracer: Tracer
+) -> tuple[web.StreamResponse, str]:
+    """`_answer` in a span of its own, in the caller's trace where it has one."""
+    route, method = _route(request), request.method if request.method in _METHODS else "other"
+    with tracer.span(f"{method} {route}", traceparent(request.headers.get("traceparent")), "server") as span:
+        request[TRACE] = span.context
+        response, result = await _answer(request, handler, request_id)
+        span.tell(http__request__method=method, http__route=route, http__response__status_code=response.status)
+        if response.status >= 500:  # noqa: PLR2004 errors of the server
+            span.fail(str(response.status))
+    return response, result
 
 
 async def _answer(request: web.Request, handler: Handler, request_id: str) -> tuple[web.StreamResponse, str]:
@@ -93,9 +112,14 @@ def _request_id(given: str | None) -> str:
     return f"{random.getrandbits(64):016x}"
 
 
-def _account(request: web.Request, status: int, seconds: float, request_id: str) -> None:
+def _route(request: web.Request) -> str:
+    """By its template."""
     resource = request.match_info.route.resource
-    route = resource.canonical if resource else "unknown"
+    return resource.canonical if resource else "unknown"
+
+
+def _account(request: web.Request, status: int, seconds: float, request_id: str) -> None:
+    route = _route(request)
     method = request.method
     # A label value: strangers choose methods freely.
     request.app[keys.METRICS].answered(route, method if method in _METHODS else "other", status, seconds)

@@ -21,6 +21,7 @@ from aiohttp import web
 
 from api import keys
 from api.problems import ProblemError
+from api.requests import TRACE
 from reconciler.core.errors import StalledError
 from reconciler.metrics import HookMetrics
 
@@ -148,10 +149,10 @@ class Hooks:
         *,
         repositories: Iterable[str],
         branch: str,
-        look: Callable[[], None],
+        look: Callable[[str | None], None],
         metrics: HookMetrics,
     ) -> None:
-        """``look`` is called for each push to the branch. It neither waits nor raises."""
+        """``look`` is called for each push to the branch, with its trace context. It neither waits nor raises."""
         self._secrets = secrets
         self._repositories = {normal(url) for url in repositories if url}
         self._reference = f"refs/heads/{branch}"
@@ -183,9 +184,9 @@ class Hooks:
         if event not in provider.pushes:
             return "ignored_event", f"{event or 'an event without a name'} is not looked at, only pushes are"
         payload = await _payload(request, body)
-        return self._judged(payload, strict=provider.name != "generic")
+        return self._judged(payload, request.get(TRACE), strict=provider.name != "generic")
 
-    def _judged(self, payload: Mapping[str, Any], *, strict: bool) -> tuple[str, str]:
+    def _judged(self, payload: Mapping[str, Any], trace: str | None, *, strict: bool) -> tuple[str, str]:
         kind = payload.get("object_kind") or payload.get("event_name", "push")
         if kind not in _KINDS:
             return "ignored_event", f"{str(kind)[:40]} is not looked at, only pushes are"
@@ -197,7 +198,7 @@ class Hooks:
         references = about if isinstance(about, list) else [about]
         if (strict or about is not None) and self._reference not in references:
             return "ignored_branch", f"it is about {str(about)[:100]}, and {self._reference} is followed"
-        self._look()
+        self._look(trace)
         return "looking", ""
 
 

@@ -23,6 +23,7 @@ from reconciler.core.ports import KeyValueStore, Source
 from reconciler.core.receipt_ports import ReceiptStore
 from reconciler.core.record_ports import AuditStore
 from reconciler.core.records import Held, Record
+from reconciler.core.tracing import Tracer
 from reconciler.idempotency import Ledger
 from reconciler.metrics import ApiMetrics
 from reconciler.operations import Operations
@@ -61,5 +62,6 @@ AUDIT_TRAIL: web.AppKey[AuditStore | None] = web.AppKey("audit_trail")
 RECEIPTS: web.AppKey[ReceiptStore | None] = web.AppKey("receipts")
 HOOKS: web.AppKey[Hooks] = web.AppKey("hooks")
 BOARD: web.AppKey[Board] = web.AppKey("board")
+TRACER: web.AppKey[Tracer] = web.AppKey("tracer")
 TRIAL: web.AppKey[Trial] = web.AppKey("trial")
 TICKETS: web.AppKey[Path | None] = web.AppKey("tickets")

@@ -15,6 +15,8 @@ from api.problems import ProblemError
 from reconciler.core.model import PLATFORM, PolicyName, policy_name, project_policy
 
 CALLER: web.RequestKey[Caller] = web.RequestKey("caller")
+TRACE: web.RequestKey[str | None] = web.RequestKey("trace")
+"""The trace context of the request's span, where somebody traces."""
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _DIGITS: Final = 9
 _CLOCKS: Final = timedelta(seconds=5)

@@ -21,7 +21,7 @@ from api.patch import merged, patched, replaced
 from api.preconditions import Preconditions
 from api.problems import CONTENT_TYPE, ProblemError, problem_of
 from api.progress import Sync
-from api.requests import authorized, caller_of, choice, flag, policy_of, seconds
+from api.requests import TRACE, authorized, caller_of, choice, flag, policy_of, seconds
 from reconciler.core.errors import RefusalError
 from reconciler.core.model import DATA_FILE, REGO_FILE, BlobIds, Content, PolicyName
 from reconciler.core.ports import Range
@@ -244,6 +244,7 @@ def _write(request: web.Request, policy: PolicyName, change: Change, key: KeyHas
         actor=caller.sub,
         request_id=request[REQUEST_ID],
         key=key,
+        trace=request.get(TRACE),
     )
 
 

@@ -15,6 +15,7 @@ KEY_TRAILER: Final = "Idempotency-Key"
 REQUEST_TRAILER: Final = "Request-ID"
 ACTOR_TRAILER: Final = "Actor"
 RESTORES_TRAILER: Final = "Restores"
+TRACE_TRAILER: Final = "Trace-Parent"
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +62,8 @@ class Write:
     """What the commit's subject says besides action and policy."""
     restores: str = ""
     """The version that a rollback restores, and its commit."""
+    trace: str | None = None
+    """The trace context of the request."""
     attempt: str = field(default_factory=lambda: secrets.token_hex(8))
     """Which attempt this is: a request id does not say it, since callers choose it and may repeat it."""
 
@@ -68,6 +71,7 @@ class Write:
         """What the commit's message ends with."""
         found = [(REQUEST_TRAILER, self.request_id), (ACTOR_TRAILER, self.actor)]
         found += [(RESTORES_TRAILER, self.restores)] if self.restores else []
+        found += [(TRACE_TRAILER, self.trace)] if self.trace else []
         return (*found, (KEY_TRAILER, str(self.key))) if self.key else tuple(found)
 
     def subject(self, *, before: BlobIds | None, after: Content | None) -> str:

@@ -241,7 +241,8 @@ class Loop:
         for attempt in range(self._settings.conflict_retries + 1):
             head = await self._branch.head() if self._branch and not trigger.fetch else None
             try:
-                return await self._reconciler.run(leadership.fence, renew=self._renew, at_hand=head)
+                fence, renew = leadership.fence, self._renew
+                return await self._reconciler.run(fence, renew=renew, at_hand=head, trace=trigger.trace)
             except ConflictError:
                 self._metrics.passes.labels("conflict").inc()
                 if attempt == self._settings.conflict_retries or not leadership.valid():

@@ -21,7 +21,9 @@ from reconciler.core.model import DATA_FILE, PLATFORM, REGO_FILE, CommitInfo, Co
 from reconciler.core.plan import Cause, Change, Operation, Plan, make_plan
 from reconciler.core.ports import Compare, Delete, Fence, KeyValueStore, Put, Range, Source, Target, Transaction
 from reconciler.core.records import CHANGED_LIMIT, Applied, Confirmed, Held, Meta
+from reconciler.core.tracing import NO_TRACER, Tracer, traceparent
 from reconciler.core.transactions import Frame, Step, change_step, held_steps, join, pack
+from reconciler.edits import TRACE_TRAILER
 from reconciler.validation import Judge, Resolution
 
 OWN_REVISIONS = 4096
@@ -84,7 +86,9 @@ class Reconciler:
         keyspace: Keyspace,
         limits: Limits,
         clock: Clock = lambda: datetime.now(UTC),
+        tracer: Tracer = NO_TRACER,
     ) -> None:
+        self._tracer = tracer
         self._source = source
         self._store = store
         self._judge = judge
@@ -106,19 +110,40 @@ class Reconciler:
         async with self._writing:
             return revision in self._written
 
-    async def run(self, fence: Fence, *, renew: bool = False, at_hand: str | None = None) -> PassResult:
+    async def run(
+        self, fence: Fence, *, renew: bool = False, at_hand: str | None = None, trace: str | None = None
+    ) -> PassResult:
         """Make etcd equal to the head of the branch, as far as the guards and holds allow.
 
         ``renew`` writes ``applied`` anew (a new leader's first pass). ``at_hand`` is the head where it is known
-        already, since this replica has just pushed it: nothing is fetched then. Raises `ConflictError` when somebody
+        already, since this replica has just pushed it: nothing is fetched then. ``trace``: the trace context of what
+        made it look; that of the commit itself goes before. Raises `ConflictError` when somebody
         wrote first, `UnknownOutcomeError` when a write's answer did not come, and what the adapters raise.
         """
+        began = self._clock()
         commit = at_hand or await self._fetch()
         if not renew and self._settled and self._settled[0] == self._epoch and self._settled[1].commit == commit:
             return replace(self._settled[1], wrote=False, stages={})
         stages = {"fetched_at": self._now()}
+        with self._tracer.span("regops.pass", await self._parent(commit, trace)) as span:
+            self._tracer.record("regops.fetch", began, self._clock(), span.context)
+            result = await self._pass(fence, commit, stages, renew=renew, trace=span.context)
+            span.tell(vcs__ref__head__revision=commit, regops__wrote=result.wrote, regops__held=len(result.held))
+        return result
+
+    async def _parent(self, commit: str, trace: str | None) -> str | None:
+        """The trace context that a pass belongs to: that which a write through the API left in its commit."""
+        if not self._tracer.enabled:
+            return None
+        known = (await self._source.branch_commits([commit])).get(commit)
+        return traceparent(known.trailers.get(TRACE_TRAILER) if known else None) or trace
+
+    async def _pass(
+        self, fence: Fence, commit: str, stages: dict[str, str], *, renew: bool, trace: str | None
+    ) -> PassResult:
         epoch, live = await self._read_live()
-        desired = await self._decide(commit, live)
+        with self._tracer.span("regops.validate", trace):
+            desired = await self._decide(commit, live)
         stages["validated_at"] = self._now()
         result = PassResult(
             commit=commit,
@@ -138,7 +163,8 @@ class Reconciler:
             stages=stages,
         )
         if live.suspended is None:
-            result = await self._apply(fence, result, renew=renew)
+            with self._tracer.span("regops.apply", trace) as span:
+                result = await self._apply(fence, result, renew=renew, trace=span.context)
         self._live = (epoch, result.live)
         self._settled = (epoch, result)
         return result
@@ -203,7 +229,7 @@ class Reconciler:
 
     # --- apply -------------------------------------------------------------------------------------------------------
 
-    async def _apply(self, fence: Fence, result: PassResult, *, renew: bool) -> PassResult:
+    async def _apply(self, fence: Fence, result: PassResult, *, renew: bool, trace: str | None) -> PassResult:
         live = result.live
         removing = self._foreign_steps(result)
         steps = [*removing, *held_steps(self._keyspace, result.held, live), *self._spent(result)]
@@ -211,12 +237,12 @@ class Reconciler:
         if not (result.plan.changes or steps or moved or renew):
             return result
         metas = await self._metas(result)
-        applied = self._applied(result, renew=renew)
+        applied = replace(self._applied(result, renew=renew), trace=trace)
         frame = Frame(self._keyspace, fence, applied, live.applied_revision, live.applying_revision)
         changes = [await self._step(change, metas) for change in result.plan.changes]
         batches = pack([*changes, *steps])
         async with self._writing:
-            revisions = await self._commit(frame, [join(batch) for batch in batches])
+            revisions = await self._commit(frame, [join(batch) for batch in batches], trace)
         of_steps = [rev for batch, rev in zip(batches, revisions, strict=True) for _ in batch]
         new_live = _advance(result, metas, of_steps[: len(changes)], applied, revisions[-1])
         if steps:
@@ -225,16 +251,19 @@ class Reconciler:
         stages = {**result.stages, "applied_at": self._now()}
         return replace(result, live=new_live, wrote=True, foreign=foreign, stages=stages)
 
-    async def _commit(self, frame: Frame, batches: Sequence[Step]) -> list[int]:
+    async def _commit(self, frame: Frame, batches: Sequence[Step], trace: str | None) -> list[int]:
         """Send each batch as one transaction; the store revision of each."""
         if len(batches) == 1:
-            return [await self._send(frame.only(batches[0]))]
-        marker = await self._send(frame.first(batches[0]))
-        middle = [await self._send(frame.middle(batch, marker)) for batch in batches[1:-1]]
-        return [marker, *middle, await self._send(frame.last(batches[-1], marker))]
+            return [await self._send(frame.only(batches[0]), trace)]
+        marker = await self._send(frame.first(batches[0]), trace)
+        middle = [await self._send(frame.middle(batch, marker), trace) for batch in batches[1:-1]]
+        return [marker, *middle, await self._send(frame.last(batches[-1], marker), trace)]
 
-    async def _send(self, transaction: Transaction) -> int:
-        outcome = await self._store.commit(transaction)
+    async def _send(self, transaction: Transaction, trace: str | None) -> int:
+        with self._tracer.span("etcd.txn", trace, "client") as span:
+            size = len(transaction.operations)
+            span.tell(db__system__name="etcd", db__operation__name="txn", db__operation__batch__size=size)
+            outcome = await self._store.commit(transaction)
         if not outcome.succeeded:
             self.invalidate()
             raise ConflictError("somebody else wrote to etcd first, or this replica no longer leads", reason="Conflict")

@@ -290,6 +290,18 @@ class MongoSettings(_Group):
     """Receipts that wait in memory while MongoDB is away."""
 
 
+class TracingSettings(_Group):
+    """Traces by OpenTelemetry; needs the extra `regops[tracing]`. The variables `OTEL_EXPORTER_OTLP_HEADERS`,
+    `OTEL_EXPORTER_OTLP_CERTIFICATE` and `OTEL_RESOURCE_ATTRIBUTES` count too."""
+
+    endpoint: str = ""
+    """Base address of a collector that takes OTLP over HTTP, such as `http://127.0.0.1:4318`. Empty: nobody traces."""
+    ratio: Annotated[float, Field(ge=0, le=1)] = 1.0
+    """Share of the traces that begin here and are kept; of those that come from elsewhere the caller decides."""
+    timeout: Seconds = 5.0
+    """Deadline of one delivery to the collector."""
+
+
 class AgentSettings(_Group):
     """The agent beside an OPA."""
 
@@ -373,6 +385,7 @@ class Settings(_Group):
     page: PageSettings = PageSettings()
     audit: AuditSettings = AuditSettings()
     mongo: MongoSettings = MongoSettings()
+    tracing: TracingSettings = TracingSettings()
     agent: AgentSettings = AgentSettings()
     opa: OpaSettings = OpaSettings()
     auth: AuthSettings = AuthSettings()

@@ -24,12 +24,14 @@ from watchdog.observers import Observer
 from reconciler.core.errors import CompactedError, DivergedError, RegopsError
 from reconciler.core.keyspace import Keyspace
 from reconciler.core.ports import KeyValueStore, Range, WatchBatch
+from reconciler.core.tracing import traceparent
 
 log = logging.getLogger(__name__)
 
 
 HOOKED: Final = b"hook"
-"""The value of the key ``pushed`` when a webhook came to a replica that does not lead."""
+"""How the value of the key ``pushed`` begins when a webhook came to a replica that does not lead; its trace context may
+follow."""
 
 
 class Kind(StrEnum):
@@ -53,6 +55,8 @@ class Trigger:
     kind: Kind
     seen_at: datetime
     fetch: bool = True
+    trace: str | None = None
+    """The trace context that it came with."""
 
 
 class Mailbox:
@@ -65,16 +69,16 @@ class Mailbox:
         """When a webhook came last (`monotonic`); ``None`` when none did, or since one failed to come."""
         self._filled = asyncio.Event()
 
-    def put(self, kind: Kind) -> None:
+    def put(self, kind: Kind, trace: str | None = None) -> None:
         """Ask for a look. Never blocks; to be called in the event loop's thread."""
         fetch = kind is not Kind.API
         if kind is Kind.HOOK:
             self.hooked_at = monotonic()
         if self._slot is None:
-            self._slot = Trigger(kind, self._clock(), fetch)
+            self._slot = Trigger(kind, self._clock(), fetch, trace)
             self._filled.set()
-        elif fetch:
-            self._slot = replace(self._slot, fetch=True)
+        else:
+            self._slot = replace(self._slot, fetch=self._slot.fetch or fetch, trace=self._slot.trace or trace)
 
     async def take(self, timeout: float) -> Trigger:  # noqa: ASYNC109 the time-out is an answer: a poll
         """The waiting trigger, or a poll after ``timeout`` seconds without one."""
@@ -141,12 +145,14 @@ class DriftWatch:
             foreign = [event for event in batch.events if not await self._reconciler.wrote(event.kv.mod_revision)]
             if foreign:
                 drift = any(event.kv.key.startswith(self._keyspace.policies) for event in foreign)
-                hook = any(event.kv.key == self._keyspace.pushed and event.kv.value == HOOKED for event in foreign)
-                self._look(Kind.DRIFT if drift else Kind.HOOK if hook else Kind.REQUEST)
+                words = [event.kv.value for event in foreign if event.kv.key == self._keyspace.pushed]
+                hooks = [word for word in words if word.startswith(HOOKED)]
+                trace = traceparent(hooks[-1].removeprefix(HOOKED).decode("ascii", "replace")) if hooks else None
+                self._look(Kind.DRIFT if drift else Kind.HOOK if hooks else Kind.REQUEST, trace)
 
-    def _look(self, kind: Kind) -> None:
+    def _look(self, kind: Kind, trace: str | None = None) -> None:
         self._reconciler.invalidate()
-        self._mailbox.put(kind)
+        self._mailbox.put(kind, trace)
 
 
 @contextlib.asynccontextmanager

@@ -31,6 +31,7 @@ from reconciler.core.errors import RegopsError, TransientError
 from reconciler.core.model import PLATFORM, BlobIds, PolicyName, policy_name
 from reconciler.core.ports import Branch, KeyValueStore, Put, Range, Source, Transaction
 from reconciler.core.records import Held
+from reconciler.core.tracing import NO_TRACER, Tracer
 from reconciler.core.versions import Hold
 from reconciler.edit_judge import EditJudge, LivePlatform
 from reconciler.edits import Write
@@ -67,6 +68,7 @@ class Engine:
     registry: CollectorRegistry
     audit: Audit
     record: compose.Record | None = None
+    tracer: Tracer = NO_TRACER
 
 
 class _Pushes:
@@ -149,6 +151,7 @@ async def open_api(engine: Engine, group: asyncio.TaskGroup, candidacy: Candidac
             board=board,
             trial=trial,
             tickets=settings.page.tickets_file,
+            tracer=engine.tracer,
             audit_trail=engine.record.audit if engine.record else None,
             receipts=engine.record.receipts if engine.record else None,
             waits_for=candidacy.waits_for if candidacy else dict,
@@ -236,12 +239,12 @@ class _Told:
             self._word = commit.encode()
             self._filled.set()
 
-    def hooked(self) -> None:
+    def hooked(self, trace: str | None) -> None:
         """Called with each webhook."""
         if self._candidacy is not None and self._candidacy.leads:
-            self._engine.mailbox.put(Kind.HOOK)
+            self._engine.mailbox.put(Kind.HOOK, trace)
         else:
-            self._word = HOOKED
+            self._word = HOOKED if trace is None else b"%b %b" % (HOOKED, trace.encode())
             self._filled.set()
 
     async def run(self) -> None:

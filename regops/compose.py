@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from reconciler.adapters.etcd import EtcdStore
 from reconciler.adapters.git import GitSource
@@ -24,10 +25,11 @@ from reconciler.core.limits import Limits
 from reconciler.core.ports import Identity, KeyValueStore, Source
 from reconciler.core.receipt_ports import ReceiptStore
 from reconciler.core.record_ports import AuditStore, VersionStore
+from reconciler.core.tracing import NO_TRACER, Tracer
 from reconciler.reconcile import Reconciler
-from reconciler.settings import EtcdSettings, MongoSettings, Settings
+from reconciler.settings import EtcdSettings, MongoSettings, Settings, TracingSettings
 from reconciler.validation import Judge
-from regops import toolchain
+from regops import __version__, toolchain
 
 log = logging.getLogger(__name__)
 
@@ -211,6 +213,41 @@ async def open_plan_source(
             yield source, await source.fetch()
 
 
+@contextlib.asynccontextmanager
+async def open_tracer(settings: TracingSettings, *, service: str, instance: str) -> AsyncIterator[Tracer]:
+    """Where spans go, as long as the block runs: nowhere, unless a collector is named. OpenTelemetry is imported only
+    then. Raises `StalledError` when it is not installed."""
+    if not settings.endpoint:
+        yield NO_TRACER
+        return
+    try:
+        from reconciler.adapters.otel import OtelTracer  # noqa: PLC0415 off costs nothing
+    except ImportError as error:
+        raise StalledError(
+            "tracing.endpoint is set, and OpenTelemetry is not installed",
+            reason="InvalidSettings",
+            remedy="Install it: pip install 'regops[tracing]'; or leave the setting out.",
+        ) from error
+    if urlsplit(settings.endpoint).scheme not in {"http", "https"}:
+        raise StalledError(
+            f"tracing.endpoint {settings.endpoint!r} is no http address",
+            reason="InvalidSettings",
+            remedy="Write the base address of an OTLP/HTTP collector: http://127.0.0.1:4318.",
+        )
+    tracer = OtelTracer(
+        endpoint=settings.endpoint,
+        service=service,
+        instance=instance,
+        version=__version__,
+        ratio=settings.ratio,
+        timeout=settings.timeout,
+    )
+    try:
+        yield tracer
+    finally:
+        await tracer.close()
+
+
 def opa_binary(settings: Settings) -> Path:
     """The `opa` to validate with. Raises `StalledError` when there is none."""
     if settings.opa.binary is not None:
@@ -253,7 +290,9 @@ async def open_judge(settings: Settings, source: Source) -> AsyncIterator[Judge]
         await compiler.aclose()
 
 
-def make_reconciler(settings: Settings, source: Source, store: KeyValueStore, judge: Judge) -> Reconciler:
+def make_reconciler(
+    settings: Settings, source: Source, store: KeyValueStore, judge: Judge, tracer: Tracer = NO_TRACER
+) -> Reconciler:
     """The pass, with the configured guards."""
     guard = settings.guard
     return Reconciler(
@@ -262,4 +301,5 @@ def make_reconciler(settings: Settings, source: Source, store: KeyValueStore, ju
         judge,
         keyspace=keyspace(settings.etcd),
         limits=DeletionLimits(ratio=guard.ratio, floor=guard.floor, cap=guard.cap),
+        tracer=tracer,
     )

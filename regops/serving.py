@@ -62,7 +62,18 @@ async def serve(settings: Settings, *, api: bool, reconciler: bool) -> None:
         record = await stack.enter_async_context(compose.open_record(settings.mongo))
         trail = open_audit(settings, source, record.audit if record else None, registry)
         audit = await stack.enter_async_context(trail)
-        engine = Engine(settings, store, source, judge, Mailbox(), registry, audit, record)
+        tracer = compose.open_tracer(settings.tracing, service="regops-server", instance=settings.server.id)
+        engine = Engine(
+            settings,
+            store,
+            source,
+            judge,
+            Mailbox(),
+            registry,
+            audit,
+            record,
+            await stack.enter_async_context(tracer),
+        )
         if record is None:
             log.warning("no record of versions", extra={"remedy": "Set mongo.uri; until then history is Git's alone."})
         contender = Contender(engine, LoopMetrics(registry))
@@ -88,8 +99,10 @@ async def serve_agent(settings: Settings) -> None:
         opa_url=own.opa or None,
         min_opa_version=own.min_opa_version or None,
     )
-    async with compose.open_store(settings.etcd) as store:
-        agent = Agent(store, config, keyspace=compose.keyspace(settings.etcd), registry=_registry())
+    tracing = compose.open_tracer(settings.tracing, service="regops-agent", instance=own.id)
+    async with compose.open_store(settings.etcd) as store, tracing as tracer:
+        keyspace = compose.keyspace(settings.etcd)
+        agent = Agent(store, config, keyspace=keyspace, registry=_registry(), tracer=tracer)
         await agent.run()
 
 
@@ -154,7 +167,7 @@ class Contender:
         """Campaign, lead, and again; an etcd that is away is asked again."""
         engine, own, git = self._engine, self._settings.server, self._settings.git
         election = Election(engine.store, self._keyspace.leader, own.id, own.lease_ttl)
-        reconciler = compose.make_reconciler(self._settings, engine.source, engine.store, engine.judge)
+        reconciler = compose.make_reconciler(self._settings, engine.source, engine.store, engine.judge, engine.tracer)
         journal = PassLog(engine.store, self._keyspace, engine.source, leader=own.id, metrics=self._fleet)
         loop = Loop(
             reconciler,

@@ -25,6 +25,7 @@ from reconciler.agent.witness import Identity, Offer, Witness, rfc3339_now
 from reconciler.core.errors import RegopsError
 from reconciler.core.keyspace import Keyspace
 from reconciler.core.ports import KeyValueStore
+from reconciler.core.tracing import NO_TRACER, Tracer
 from reconciler.metrics import AgentMetrics
 
 log = logging.getLogger(__name__)
@@ -56,6 +57,7 @@ class Agent:
         *,
         keyspace: Keyspace | None = None,
         registry: CollectorRegistry | None = None,
+        tracer: Tracer = NO_TRACER,
     ) -> None:
         self._store = store
         self._config = config
@@ -77,6 +79,7 @@ class Agent:
             clock=time.monotonic,
             changed=changed.beat,
             stale=lambda: self.stale,
+            tracer=tracer,
         )
         self._publisher = Publisher(store, self._keyspace, self._witness.receipt, changed, self._metrics)
         self._server = BundleServer(self._witness, registry, hold=config.hold_seconds, stale=lambda: self.stale)
@@ -151,7 +154,9 @@ class Agent:
             former = await self._persist(state, former)
             self._metrics.build_seconds.observe(time.monotonic() - begun)
             self._metrics.policies.set(len(state.policies))
-            self._offered(Offer(former, state.commit or NO_REVISION, mirrored_at))
+            applied = state.applied
+            told = (applied.at, applied.trace) if applied else (None, None)
+            self._offered(Offer(former, state.commit or NO_REVISION, mirrored_at, *told))
 
     async def _persist(self, state: MirrorState, former: Bundle | None) -> Bundle:
         """The bundle of ``state``, on disk: what is served must survive a restart, so a full disk is waited for."""

@@ -13,6 +13,7 @@ from reconciler.agent.opa_status import OpaStatus
 from reconciler.agent.receipts import Proof
 from reconciler.agent.version import older_than
 from reconciler.core.records import Receipt
+from reconciler.core.tracing import NO_TRACER, Tracer
 from reconciler.metrics import AgentMetrics
 
 _OFFERS_KEPT: Final = 16
@@ -25,6 +26,9 @@ class Offer:
     bundle: Bundle
     commit: str
     mirrored_at: str | None = None
+    applied_at: str | None = None
+    trace: str | None = None
+    """The trace context of the apply."""
 
 
 @dataclass(slots=True)
@@ -33,6 +37,8 @@ class _Entry:
 
     commit: str
     stages: dict[str, str] = field(default_factory=dict)
+    applied_at: str | None = None
+    trace: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +67,9 @@ class Witness:
         clock: Callable[[], float],
         changed: Callable[[], None],
         stale: Callable[[], bool],
+        tracer: Tracer = NO_TRACER,
     ) -> None:
+        self._tracer = tracer
         self._identity = identity
         self._metrics = metrics
         self._clock = clock
@@ -78,7 +86,7 @@ class Witness:
         known = self._entries.get(offer.bundle.etag)
         if known is None or known.commit != offer.commit:
             stages = {"mirrored_at": offer.mirrored_at} if offer.mirrored_at else {}
-            self._entries[offer.bundle.etag] = _Entry(offer.commit, stages)
+            self._entries[offer.bundle.etag] = _Entry(offer.commit, stages, offer.applied_at, offer.trace)
         self._entries.move_to_end(offer.bundle.etag)
         while len(self._entries) > _OFFERS_KEPT:
             self._entries.popitem(last=False)
@@ -151,8 +159,25 @@ class Witness:
         entry = self._entries.get(etag) if etag is not None else None
         if entry is None:
             return _Enforced()
-        entry.stages.setdefault("enforced_at", rfc3339_now())
+        if "enforced_at" not in entry.stages:
+            entry.stages["enforced_at"] = rfc3339_now()
+            self._traced(entry)
         return _Enforced(entry.commit, tuple(sorted(entry.stages.items())), etag)
+
+    def _traced(self, entry: _Entry) -> None:
+        """The commit's way through this agent, in the trace of its apply."""
+        if entry.trace is None or not self._tracer.enabled:
+            return
+        names = ("regops.agent.read", "regops.agent.serve", "opa.activate")
+        marks = [entry.applied_at, *(entry.stages.get(name) for name in ("mirrored_at", "served_at", "enforced_at"))]
+        about = {"regops__agent": self._identity.agent, "regops__datacentre": self._identity.datacentre}
+        before = marks[0]
+        for name, mark in zip(names, marks[1:], strict=True):
+            if before is not None and mark is not None:
+                start, end = datetime.fromisoformat(before), datetime.fromisoformat(mark)
+                commit = {"vcs__ref__head__revision": entry.commit}
+                self._tracer.record(name, start, end, entry.trace, **about, **commit)
+            before = mark or before
 
     def _error(self) -> str | None:
         refusal = self.proof.refused.get(self._offered.bundle.etag) if self._offered else None

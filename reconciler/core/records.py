@@ -53,10 +53,11 @@ class Applied(Record):
     ``id`` is random; ``previous`` the id before (so that a mirror knows that it missed nothing); ``height`` the number
     of commits reachable from ``commit``; ``rewrites`` how often a rewritten history was followed; ``changed`` the
     policies that this apply changed (``None`` when more than `CHANGED_LIMIT`, or not known); ``digest`` the digest of
-    all live ETags (`live_digest`); ``at`` RFC 3339 UTC.
+    all live ETags (`live_digest`); ``at`` RFC 3339 UTC; ``trace`` the trace context of the apply (W3C), left out where
+    nobody traces.
     """
 
-    optional: ClassVar[frozenset[str]] = frozenset({"previous", "changed"})
+    optional: ClassVar[frozenset[str]] = frozenset({"previous", "changed", "trace"})
 
     id: str
     commit: str
@@ -66,6 +67,12 @@ class Applied(Record):
     at: str
     previous: str | None = None
     changed: tuple[str, ...] | None = None
+    trace: str | None = None
+
+    def encode(self) -> bytes:
+        """See `Record.encode`."""
+        whole = super(Applied, self).encode()
+        return whole if self.trace is not None else whole.replace(b',"trace":null', b"")
 
     @classmethod
     def _build(cls, document: dict[str, Any]) -> Self:

@@ -1,0 +1,111 @@
+"""Traces in the engine's own words: W3C trace contexts as text, spans that cost nothing where nobody traces. Pure.
+
+The engine knows `Tracer` only; OpenTelemetry is one adapter of it, and is imported where tracing is configured.
+"""
+
+from __future__ import annotations
+
+import re
+from datetime import datetime
+from typing import Final, Protocol, Self
+
+_PARENT: Final = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?")
+_VERSION: Final = "00"
+
+Attribute = str | int | float | bool
+"""What a span may be told."""
+
+
+def traceparent(text: str | None) -> str | None:
+    """The trace context in this header's value, ``None`` for none or one that is malformed: then a new trace begins
+    (W3C Trace Context, section 2.2; a version that is not known yet is read as the first one)."""
+    match = _PARENT.fullmatch(text.strip()) if text is not None and len(text) <= 512 else None  # noqa: PLR2004 bounded
+    if match is None:
+        return None
+    version, trace, span, flags, rest = match.groups()
+    if version == "ff" or (version == _VERSION and rest) or not int(trace, 16) or not int(span, 16):
+        return None
+    return f"{_VERSION}-{trace}-{span}-{flags}"
+
+
+def trace_id(parent: str | None) -> str | None:
+    """The id of the trace that a context belongs to."""
+    return parent.split("-")[1] if parent else None
+
+
+class Span(Protocol):
+    """One piece of work, until its block ends. ``context`` is what to pass on; ``None`` where nobody traces."""
+
+    context: str | None
+
+    def tell(self, **attributes: Attribute) -> None:
+        """Add attributes; ``a__b`` is written ``a.b``."""
+        ...
+
+    def fail(self, why: str) -> None:
+        """It did not come to what it should; ``why`` has few values."""
+        ...
+
+
+class Tracer(Protocol):
+    """Where spans go. No method waits or raises."""
+
+    enabled: bool
+
+    def span(self, name: str, parent: str | None = None, kind: str = "internal") -> SpanBlock:
+        """A span around a block of work; an error that leaves the block fails it."""
+        ...
+
+    def record(
+        self, name: str, start: datetime, end: datetime, parent: str | None = None, **attributes: Attribute
+    ) -> None:
+        """Work that is over already."""
+        ...
+
+
+class SpanBlock(Protocol):
+    """The context manager of a span."""
+
+    def __enter__(self) -> Span: ...
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool | None: ...
+
+
+class _Nothing:
+    """The span of nobody's trace."""
+
+    context: str | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        return None
+
+    def tell(self, **attributes: Attribute) -> None:
+        """Nobody listens."""
+
+    def fail(self, why: str) -> None:
+        """The same."""
+
+
+_NOTHING: Final = _Nothing()
+
+
+class NoTracer:
+    """Nobody traces: no span is made, and nothing is passed on."""
+
+    enabled = False
+
+    def span(self, name: str, parent: str | None = None, kind: str = "internal") -> SpanBlock:
+        """The same object, always."""
+        del name, parent, kind
+        return _NOTHING
+
+    def record(
+        self, name: str, start: datetime, end: datetime, parent: str | None = None, **attributes: Attribute
+    ) -> None:
+        """Nothing."""
+
+
+NO_TRACER: Final[Tracer] = NoTracer()

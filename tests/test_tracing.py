@@ -1,0 +1,189 @@
+"""Traces: what goes in, what goes out, and that nobody pays for them who does not want them."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from fakes.source import InMemorySource
+from fixtures.collector import Collector
+from fixtures.dev import until
+from fixtures.engine import Engine
+from fixtures.etcd import EtcdServer
+from fixtures.opa import find_opa
+
+from reconciler.adapters.opa import OpaCompiler
+from reconciler.adapters.otel import OtelTracer
+from reconciler.core.errors import StalledError
+from reconciler.core.records import Applied
+from reconciler.core.tracing import NO_TRACER, trace_id, traceparent
+from reconciler.settings import TracingSettings
+from reconciler.triggers import Kind
+from regops import compose
+
+TRACE, SPAN = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
+GIVEN = f"00-{TRACE}-{SPAN}-01"
+
+
+@pytest.fixture
+def collector() -> Iterator[Collector]:
+    with Collector() as running:
+        yield running
+
+
+def tracer_of(endpoint: str, **more: float) -> OtelTracer:
+    return OtelTracer(endpoint=endpoint, service="test", instance="one", version="1", **more)
+
+
+@pytest.mark.parametrize(
+    ("text", "read"),
+    [
+        (GIVEN, GIVEN),
+        (f" {GIVEN} ", GIVEN),
+        (f"cc-{TRACE}-{SPAN}-01-what-a-later-version-adds", GIVEN),
+        (None, None),
+        ("", None),
+        (f"ff-{TRACE}-{SPAN}-01", None),
+        (f"00-{'0' * 32}-{SPAN}-01", None),
+        (f"00-{TRACE}-{'0' * 16}-01", None),
+        (f"{GIVEN}-more", None),
+        (GIVEN.upper(), None),
+        (f"00-{TRACE}-{SPAN}", None),
+        (f"{GIVEN}\n{GIVEN}", None),
+        ("0" * 10_000, None),
+    ],
+)
+def test_a_trace_context_is_read_by_the_letter_of_the_standard(text: str | None, read: str | None) -> None:
+    assert traceparent(text) == read
+
+
+async def test_spans_are_sent_in_the_trace_that_they_were_given(collector: Collector) -> None:
+    tracer = tracer_of(collector.url)
+    with tracer.span("outer", GIVEN, "server") as outer:
+        outer.tell(http__route="/x")
+        with pytest.raises(StalledError), tracer.span("inner", outer.context):
+            raise StalledError("no", reason="BadThing")
+    now = datetime.now(UTC)
+    tracer.record("past", now, now - timedelta(seconds=1), outer.context, a__b=1)
+    await tracer.close()
+    found = {name: spans[0] for name, spans in collector.of(TRACE).items()}
+    assert (found["outer"].parent, found["inner"].parent, found["past"].parent) == (SPAN, *[found["outer"].id] * 2)
+    assert (found["outer"].error, found["inner"].error) == (False, True)
+    assert (found["outer"].attributes, found["inner"].attributes) == (
+        {"http.route": "/x"},
+        {"error.type": "BadThing"},
+    )
+    assert found["past"].end == found["past"].start, "nothing ends before it began"
+
+
+async def test_a_trace_that_begins_here_is_kept_as_often_as_is_asked_for(collector: Collector) -> None:
+    tracer = tracer_of(collector.url, ratio=0.0)
+    with tracer.span("own") as own:
+        assert own.context is not None
+        assert not int(own.context.rpartition("-")[2], 16) & 1, "whoever comes after knows that it is not kept"
+    with tracer.span("given", GIVEN):
+        pass
+    await tracer.close()
+    assert [each.name for each in collector.spans] == ["given"]
+
+
+async def test_a_collector_that_is_away_or_hangs_costs_spans_and_no_time() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        for port in (silent.getsockname()[1], 1):
+            tracer = tracer_of(f"http://127.0.0.1:{port}", timeout=0.5)
+            began = time.monotonic()
+            for _ in range(10_000):
+                with tracer.span("x"):
+                    pass
+            assert time.monotonic() - began < 5
+            await tracer.close()
+
+
+def test_nobody_who_does_not_trace_imports_opentelemetry() -> None:
+    script = (
+        "import sys, regops.cli, regops.serving, regops.compose\n"
+        "sys.exit(any(name.startswith('opentelemetry') for name in sys.modules))"
+    )
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
+
+
+def test_off_is_the_same_object_each_time_and_leaves_no_mark() -> None:
+    with NO_TRACER.span("a", GIVEN) as one, NO_TRACER.span("b") as other:
+        assert one is other
+        assert one.context is None
+    record = Applied("i", "c", 1, 0, "d", "t")
+    assert b"trace" not in record.encode()
+    assert Applied.decode(record.encode()) == record
+    traced = Applied("i", "c", 1, 0, "d", "t", trace=GIVEN)
+    assert Applied.decode(traced.encode()).trace == GIVEN
+
+
+async def test_a_collector_without_an_address_is_a_setting_that_is_wrong() -> None:
+    with pytest.raises(StalledError, match="no http address"):
+        async with compose.open_tracer(TracingSettings(endpoint="collector:4317"), service="x", instance="y"):
+            pass
+
+
+async def test_tracing_without_opentelemetry_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "reconciler.adapters.otel", None)
+    with pytest.raises(StalledError) as missing:
+        async with compose.open_tracer(TracingSettings(endpoint="http://127.0.0.1:1"), service="x", instance="y"):
+            pass
+    assert "pip install 'regops[tracing]'" in str(missing.value)
+
+
+def test_what_is_sent_arrives(collector: Collector) -> None:
+    tracer = tracer_of(collector.url)
+    with tracer.span("soon"):
+        pass
+    until(lambda: collector.spans)
+
+
+# --- through the engine ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+async def compiler() -> AsyncIterator[OpaCompiler]:
+    async with OpaCompiler(find_opa()) as compiler:
+        yield compiler
+
+
+async def test_a_webhook_begins_the_trace_of_what_it_brings(
+    tmp_path: Path, etcd_server: EtcdServer, prefix: str, compiler: OpaCompiler, collector: Collector
+) -> None:
+    """Also where it came to a replica that does not lead, which passes it on by a key."""
+    source = InMemorySource()
+    source.commit({"policies/projects/a/rego.rego": b"package projects.a\n\nx := 0\n"})
+    tracer = tracer_of(collector.url)
+    engine = Engine(tmp_path, etcd_server.endpoint, prefix, compiler, source, tracer=tracer)
+    async with engine.running():
+        await engine.settled()
+        for number, how in enumerate(("mailbox", "key"), 1):
+            trace = f"{number}" * 32
+            head = source.commit({"policies/projects/a/rego.rego": f"package projects.a\n\nx := {number}\n".encode()})
+            given = f"00-{trace}-{SPAN}-01"
+            if how == "mailbox":
+                engine.mailbox.put(Kind.HOOK, given)
+            else:
+                await engine.put(engine.keys.pushed, b"hook " + given.encode())
+            await engine.until_applied(head)
+            applied = await engine.applied()
+            assert applied is not None
+            assert trace_id(applied.trace) == trace
+        broken = b"hook 00-nonsense"
+        head = source.commit({"README.md": b"x"})
+        await engine.put(engine.keys.pushed, broken)
+        await engine.until_applied(head)
+    await tracer.close()
+    spans = collector.of("1" * 32)
+    (own_pass,) = spans["regops.pass"]
+    assert own_pass.parent == SPAN
+    assert own_pass.attributes["regops.wrote"] is True
+    (apply,) = spans["regops.apply"]
+    assert (apply.parent, {each.parent for each in spans["etcd.txn"]}) == (own_pass.id, {apply.id})
