@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Awaitable, Callable
 
-from benchmarks import api_report, drills, memory, passes, propagation, recording, replay, served
+from benchmarks import api_report, drills, hooks, memory, passes, propagation, recording, replay, served
 from benchmarks.report import Table
 
 Section = Callable[[bool], Awaitable[Table]]
@@ -33,6 +33,10 @@ SECTIONS: dict[str, tuple[str, Section]] = {
     "api-reads": ("GET and 304 beside a bare handler", lambda quick: api_report.reads(quick=quick)),
     "api-writes": ("PUTs beside a script's git commands", lambda quick: api_report.writes(quick=quick)),
     "api-active": ("PUT until every OPA enforces it", lambda quick: api_report.active(quick=quick)),
+    "hooks": (
+        "webhook sent → answered, amid passes of 10,000 policies",
+        lambda quick: hooks.hooks(*((100, 2.0) if quick else (10_000, 20.0))),
+    ),
     "recording": (
         "a history recorded in MongoDB from nothing",
         lambda quick: recording.recording(500 if quick else 10_000),

@@ -70,10 +70,10 @@ async def open_world(folder: Path, files: dict[str, str]) -> AsyncIterator[World
         stack.callback(etcd.stop)
         await asyncio.to_thread(etcd.start)
         agent = {"REGOPS_AGENT_PORT": str(ports[1]), "REGOPS_AGENT_STATE": str(folder / "agent")}
-        stack.enter_context(_running("agent", folder, common | agent))
+        stack.enter_context(running("agent", folder, common | agent))
         stack.push_async_callback(opa.stop)
         await opa.start()
-        server = stack.enter_context(_running("server", folder, common | _settings(folder, remote, opa, ports[0])))
+        server = stack.enter_context(running("server", folder, common | _settings(folder, remote, opa, ports[0])))
         world = World(folder, remote, ("127.0.0.1", ports[0]), opa.url, server)
 
         async def enforced() -> bool:
@@ -101,7 +101,7 @@ def _settings(folder: Path, remote: Remote, opa: OpaServer, port: int) -> dict[s
 
 
 @contextlib.contextmanager
-def _running(role: str, folder: Path, environment: dict[str, str]) -> Iterator[subprocess.Popen[bytes]]:
+def running(role: str, folder: Path, environment: dict[str, str]) -> Iterator[subprocess.Popen[bytes]]:
     command = [sys.executable, "-m", "regops", role]
     with (folder / f"{role}.log").open("ab") as out:
         process = subprocess.Popen(command, stdout=out, stderr=out, env=environment)

@@ -9,12 +9,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Final, NoReturn
 
+from reconciler.aside import aside
 from reconciler.audit import AuditEvent, AuditSink
 from reconciler.core.errors import RegopsError
-from reconciler.core.model import DATA_FILE, REGO_FILE, CommitInfo
+from reconciler.core.model import DATA_FILE, REGO_FILE, CommitInfo, PolicyName
 from reconciler.core.plan import Cause, Change, Operation
 from reconciler.core.ports import BranchCommit, Source
 from reconciler.edits import REQUEST_TRAILER
@@ -83,7 +84,7 @@ class PassAudit:
             change.policy: await self._source.last_change(result.commit, change.policy)
             for change in result.plan.of(Operation.DELETE)[:MOST]
         }
-        changes = [_change(change, result, deleted.get(change.policy)) for change in result.plan.changes]
+        changes = await aside(len(result.plan.changes), _changes, result, deleted)
         return [*pushed, *_bounded(changes, "apply"), *_bounded(list(_held(result)), "hold")]
 
     async def _pushed(self, result: PassResult) -> list[AuditEvent]:
@@ -137,6 +138,10 @@ def push_events(commit: BranchCommit, *, recovered: bool = False) -> list[AuditE
             **told,
         )
     ]
+
+
+def _changes(result: PassResult, deleted: Mapping[PolicyName, CommitInfo]) -> list[AuditEvent]:
+    return [_change(change, result, deleted.get(change.policy)) for change in result.plan.changes]
 
 
 def _change(change: Change, result: PassResult, deleted: CommitInfo | None) -> AuditEvent:

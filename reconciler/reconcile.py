@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
+from reconciler.aside import aside
 from reconciler.core.errors import CompactedError, ConflictError, RegopsError
 from reconciler.core.guards import Limits, Ruling, judge_deletions
 from reconciler.core.keyspace import Keyspace
@@ -188,7 +189,8 @@ class Reconciler:
         epoch = self._epoch
         if self._live is not None and self._live[0] == epoch:
             return self._live
-        return epoch, decode_live(self._keyspace, await self._store.read(*live_ranges(self._keyspace)))
+        read = await self._store.read(*live_ranges(self._keyspace))
+        return epoch, await aside(len(read.ranges[0]), decode_live, self._keyspace, read)
 
     async def _decide(self, commit: str, live: LiveState) -> _Desired:
         tree = await self._source.tree(commit)
@@ -201,7 +203,7 @@ class Reconciler:
             commit=commit,
             height=await self._source.height(commit),
             tree=tree,
-            plan=make_plan(kept, deletions, live),
+            plan=await aside(len(kept), make_plan, kept, deletions, live),
             resolution=resolution,
             ruling=ruling,
             held={**resolution.held, **_blocked(ruling, commit, live)},
@@ -237,7 +239,8 @@ class Reconciler:
         if not (result.plan.changes or steps or moved or renew):
             return result
         metas = await self._metas(result)
-        applied = replace(self._applied(result, renew=renew), trace=trace)
+        applied = await aside(len(live.policies), self._applied, result, renew=renew)
+        applied = replace(applied, trace=trace)
         frame = Frame(self._keyspace, fence, applied, live.applied_revision, live.applying_revision)
         changes = [await self._step(change, metas) for change in result.plan.changes]
         batches = pack([*changes, *steps])

@@ -14,6 +14,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final, Literal
 
+from reconciler.aside import aside
 from reconciler.core.errors import StalledError
 from reconciler.core.live import LiveState
 from reconciler.core.model import (
@@ -65,6 +66,11 @@ class _Draft:
     withdrawn: list[PolicyName] = field(default_factory=list)
     warnings: list[FileError] = field(default_factory=list)
 
+    @property
+    def size(self) -> int:
+        """How many policies there are to look through."""
+        return max(len(self.tree.policies), len(self.live.policies))
+
     def live_target(self, policy: PolicyName) -> Target | None:
         """The version that is live now and may stay."""
         found = self.live.policies.get(policy)
@@ -75,6 +81,24 @@ class _Draft:
     def projects(self) -> dict[PolicyName, BlobIds]:
         """The commit's well-formed projects."""
         return {name: blobs for name, blobs in self.tree.policies.items() if name != PLATFORM}
+
+    def stay(self, names: Collection[PolicyName]) -> None:
+        """The live versions of these stay."""
+        for name in names:
+            if target := self.live_target(name):
+                self.targets[name] = target
+
+    def versions(self) -> tuple[dict[PolicyName, BlobIds], dict[PolicyName, BlobIds]]:
+        """All projects' versions that may go or stay live, the commit's before the live ones; the changed of them.
+
+        A version that is live although the commit's own is unreadable by layout counts too.
+        """
+        found = {name: blobs for name, blobs in self.projects().items() if name not in self.gone}
+        for name in self.live.written():
+            target = self.live_target(name)
+            if name != PLATFORM and name not in found and target is not None:
+                found[name] = target.blobs
+        return found, self.changed()
 
     def changed(self) -> dict[PolicyName, BlobIds]:
         """Those of them whose version is not the live one."""
@@ -279,16 +303,8 @@ class Judge:
         }
 
     async def _referring(self, draft: _Draft) -> dict[PolicyName, BlobIds]:
-        """Projects that a changed platform can concern: changed ones, and all whose text could name the platform.
-
-        A version that is live although the commit's own is unreadable by layout counts too.
-        """
-        versions = {name: blobs for name, blobs in draft.projects().items() if name not in draft.gone}
-        for name in draft.live.written():
-            target = draft.live_target(name)
-            if name != PLATFORM and name not in versions and target is not None:
-                versions[name] = target.blobs
-        changed = draft.changed()
+        """Projects that a changed platform can concern: changed ones, and all whose text could name the platform."""
+        versions, changed = await aside(draft.size, draft.versions)
         return {name: blobs for name, blobs in versions.items() if name in changed or await self._mentioned(blobs)}
 
     async def _mentioned(self, blobs: BlobIds) -> bool:
@@ -309,7 +325,8 @@ class Judge:
 
     async def _projects(self, draft: _Draft, platform: BlobIds | None) -> None:
         projects = draft.projects()
-        changed = {name: blobs for name, blobs in draft.changed().items() if name not in draft.errors}
+        changed = await aside(draft.size, draft.changed)
+        changed = {name: blobs for name, blobs in changed.items() if name not in draft.errors}
         live_platform = draft.live.policies.get(PLATFORM)
         if (live_platform.etag if live_platform else None) != (platform.etag if platform else None):
             changed |= {
@@ -321,9 +338,7 @@ class Judge:
                 draft.targets[name] = Target(changed[name], verdict.rego_version)
             else:
                 draft.errors[name] = ("ValidationFailed", verdict.errors)
-        for name in projects.keys() - changed.keys() - draft.errors.keys():
-            if target := draft.live_target(name):
-                draft.targets[name] = target
+        await aside(draft.size, draft.stay, projects.keys() - changed.keys() - draft.errors.keys())
         for raw, errors in draft.tree.invalid.items():
             if (invalid := _policy(raw)) and invalid != PLATFORM:
                 draft.errors[invalid] = ("InvalidLayout", errors)

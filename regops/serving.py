@@ -16,6 +16,7 @@ from prometheus_client.process_collector import ProcessCollector
 from reconciler.adapters.etcd import Election, EtcdStore
 from reconciler.agent.agent import Agent, AgentConfig
 from reconciler.agent.scope import ALL, Scope
+from reconciler.aside import share_the_process
 from reconciler.core.conditions import FETCH_FAILED, RECONCILING
 from reconciler.core.errors import RegopsError
 from reconciler.core.versions import Retention
@@ -40,6 +41,7 @@ RETRY_SECONDS = 1.0
 
 async def until_signalled(main: Coroutine[Any, Any, None]) -> None:
     """Run ``main`` until it ends or SIGTERM or SIGINT comes; the end is a cancellation, so that everything closes."""
+    share_the_process()
     task = asyncio.ensure_future(main)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):

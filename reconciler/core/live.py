@@ -39,11 +39,12 @@ class LivePolicy:
 
     def intact(self, blobs: BlobIds) -> bool:
         """Whether the keys are as regops wrote them for ``blobs``: nothing edited, missing or added by hand."""
-        expected = {REGO_FILE} if blobs.data is None else {REGO_FILE, DATA_FILE}
+        files, revision = self.files, self.meta_revision
         return (
             self.etag == blobs.etag
-            and set(self.files) == expected
-            and all(revision == self.meta_revision for revision in self.files.values())
+            and len(files) == (1 if blobs.data is None else 2)
+            and files.get(REGO_FILE) == revision
+            and (blobs.data is None or files.get(DATA_FILE) == revision)
         )
 
 

@@ -10,6 +10,7 @@ import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Final, NewType
 
 PolicyName = NewType("PolicyName", str)
@@ -63,6 +64,13 @@ def git_blob_id(content: bytes) -> str:
     return hashlib.sha1(b"blob %d\x00%b" % (len(content), content), usedforsecurity=False).hexdigest()
 
 
+@lru_cache(65536)
+def _etag(rego: str, data: str | None) -> str:
+    """Remembered: each pass asks for all policies' again."""
+    digest = hashlib.sha256(f"{rego}\n{data or '-'}\n".encode()).hexdigest()
+    return f'"{digest[:40]}"'
+
+
 @dataclass(frozen=True, slots=True)
 class BlobIds:
     """The two Git blob ids of a policy: what it is, in 40 hex digits each."""
@@ -73,8 +81,7 @@ class BlobIds:
     @property
     def etag(self) -> str:
         """The strong entity-tag (RFC 9110 section 8.8.3), quotes included: the same wherever the bytes are the same."""
-        digest = hashlib.sha256(f"{self.rego}\n{self.data or '-'}\n".encode()).hexdigest()
-        return f'"{digest[:40]}"'
+        return _etag(self.rego, self.data)
 
 
 @dataclass(frozen=True, slots=True)
