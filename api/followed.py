@@ -55,6 +55,8 @@ class Followed(Generic[T]):
         self._pulse.beat()
         async with self._store.watch(*self._ranges, from_revision=read.revision + 1) as batches:
             async for batch in batches:
+                if batch.resumed:
+                    return  # it may be another store by now: everything is read again
                 for event in batch.events:
                     self.values.pop(event.kv.key, None)
                     if not event.deleted:

@@ -30,7 +30,7 @@ class Observer:
         self._store = store
         self._keyspace = keyspace
         self._mirror = mirror
-        self._decoded: dict[str, tuple[int, Record | None]] = {}
+        self._decoded: dict[str, tuple[bytes, Record | None]] = {}
         self._began = _now()
         self.last = Observed(since=self._began)
         self.last_passes: tuple[PassRecord, ...] = ()
@@ -93,7 +93,7 @@ class Observer:
     def _record(self, kind: type[Any], kv: KeyValue) -> Any:
         """The record under a key; ``None`` for what cannot be read."""
         known = self._decoded.get(kv.key)
-        if known is not None and known[0] == kv.mod_revision:
+        if known is not None and known[0] == kv.value:  # not by revision: a rebuilt etcd counts anew
             return known[1]
         try:
             record = kind.decode(kv.value)
@@ -101,7 +101,7 @@ class Observer:
             record = None
         if len(self._decoded) > _REMEMBERED:
             self._decoded.clear()
-        self._decoded[kv.key] = (kv.mod_revision, record)
+        self._decoded[kv.key] = (kv.value, record)
         return record
 
 

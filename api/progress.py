@@ -134,6 +134,10 @@ class Progress:
             self._known.add((head, commit))
         return found
 
+    async def refreshed(self) -> None:
+        """Fetch what the remote has now; one fetch for all who ask meanwhile. Raises what the source raises."""
+        await self._fetch(monotonic())
+
     async def _reaches(self, head: str, commit: str) -> bool:
         """``False`` too while this replica has no mirror."""
         try:

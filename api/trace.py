@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -15,9 +16,10 @@ from api.conditional import conditional
 from api.passes import narrowed_pass
 from api.policy_status import passes_known
 from api.problems import ProblemError
+from api.progress import Progress
 from api.requests import authorized, policy_asked
 from api.statusview import Observed, counted, narrowed_agents, revision
-from reconciler.core.errors import RegopsError, StalledError
+from reconciler.core.errors import RegopsError, StalledError, TransientError
 from reconciler.core.model import PLATFORM, PolicyName
 from reconciler.core.passes import PassRecord, between
 from reconciler.core.ports import BranchCommit, PolicyChange, Source
@@ -42,7 +44,10 @@ async def trace(request: web.Request) -> web.Response:
     caller = await authorized(request, policy, Action.READ)
     seen = await request.app[keys.OBSERVER].look()
     source = request.app[keys.SOURCE]
-    commit = await _newest(source, seen, policy) if policy else await _named(source, request.query["commit"])
+    progress = request.app[keys.PROGRESS]
+    await _caught_up(source, progress, seen)
+    text = request.query.get("commit", "").lower()
+    commit = await (_newest(source, seen, policy) if policy else _named(source, progress, text))
     facts = await _facts(request.app, seen, commit)
     changes = {name: each for name, each in facts.landed.changes.items() if may_read(caller, name)}
     if not changes and not may_read(caller, PLATFORM):
@@ -50,11 +55,29 @@ async def trace(request: web.Request) -> web.Response:
     return conditional(request, _document(facts, changes, caller))
 
 
-async def _named(source: Source, text: str) -> str:
-    found = await source.find(text.lower())
+async def _caught_up(source: Source, progress: Progress, seen: Observed) -> None:
+    """A replica that does not lead fetches only when it is asked for what it has not."""
+    attempted = seen.record.last_attempted_revision if seen.record else None
+    with contextlib.suppress(RegopsError):  # what is here is told all the same
+        for head in (seen.applied.commit if seen.applied else None, attempted):
+            if head is not None and not await _has(source, head):
+                await progress.refreshed()
+                return
+
+
+async def _has(source: Source, commit: str) -> bool:
+    """``False`` too while there is no mirror."""
+    try:
+        return await source.contains(commit, commit)
+    except TransientError:
+        return False
+
+
+async def _named(source: Source, progress: Progress, text: str) -> str:
+    found = await source.find(text)
     if found is None:
-        await source.fetch()
-        found = await source.find(text.lower())
+        await progress.refreshed()
+        found = await source.find(text)
     if found is None:
         raise _unknown(text)
     return found

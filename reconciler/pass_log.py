@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Final, NoReturn
 
-from reconciler.core.errors import RegopsError
+from reconciler.core.errors import RegopsError, TransientError
 from reconciler.core.fleet import FleetState
 from reconciler.core.keyspace import Keyspace
 from reconciler.core.passes import (
@@ -263,6 +263,8 @@ class PassLog:
         await self._conclude()
         async with self._store.watch(*ranges, from_revision=read.revision + 1) as batches:
             async for batch in batches:
+                if batch.resumed:
+                    raise TransientError("it may be another store by now: everything is read again")
                 for event in batch.events:
                     if event.kv.key == self._keyspace.applied:
                         self._show((event.kv,))

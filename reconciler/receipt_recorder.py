@@ -101,6 +101,8 @@ class ReceiptRecorder:
         self._known = now
         async with self._store.watch(*self._ranges, from_revision=found.revision + 1) as batches:
             async for batch in batches:
+                if batch.resumed:
+                    return  # it may be another store by now: everything is read again
                 now = self._now()
                 for event in batch.events:
                     self._note(self._happened(self._state, event, now))

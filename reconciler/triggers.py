@@ -142,6 +142,8 @@ class DriftWatch:
 
     async def _each(self, batches: AsyncIterator[WatchBatch]) -> None:
         async for batch in batches:
+            if batch.resumed:
+                self._look(Kind.DRIFT)
             foreign = [event for event in batch.events if not await self._reconciler.wrote(event.kv.mod_revision)]
             if foreign:
                 drift = any(event.kv.key.startswith(self._keyspace.policies) for event in foreign)

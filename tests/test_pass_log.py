@@ -267,6 +267,7 @@ async def test_the_fleet_is_counted_by_state_and_by_few_commits(start: Start, so
             await tell(engine, agent, head, "2026-01-01T00:00:00.000Z")
         await tell(engine, "silent", head, "2026-01-01T00:00:00.000Z", alive=False)
         await engine.until(lambda: engine.metric("fleet_agents", datacentre="east", state="behind") == 8)
+        await engine.until(lambda: engine.metric("fleet_agents", datacentre="east", state="unknown") == 1)
         marks = {state: engine.metric("fleet_agents", datacentre="east", state=state) for state in MARKS}
         assert marks == {"current": 2, "behind": 8, "unknown": 1, "stale": 1, "errors": 0}
         assert engine.metric("fleet_receipts", commit=head[:12]) == 2

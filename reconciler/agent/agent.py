@@ -183,7 +183,7 @@ class Agent:
 
 
 class _Observer:
-    """The mirror's doings as metrics. ``on_lost`` is called when etcd was lost sight of."""
+    """The mirror's doings as metrics. ``on_lost`` is called when etcd was lost sight of, or may be another one."""
 
     def __init__(self, metrics: AgentMetrics, on_lost: Callable[[], None]) -> None:
         self._metrics = metrics
@@ -193,6 +193,13 @@ class _Observer:
         del policies_read
         self._metrics.advances.labels(how).inc()
         self._metrics.read_seconds.labels(how).observe(seconds)
+        if how == "snapshot":
+            # The chain of applies had a gap: maybe a restored etcd, which has written so much since that its counters
+            # do not tell, and which has an older receipt of ours.
+            self._on_lost()
+
+    def resumed(self) -> None:
+        self._on_lost()
 
     def kept(self, reason: str) -> None:
         self._metrics.kept.labels(reason).inc()

@@ -43,6 +43,9 @@ class MirrorObserver(Protocol):
     def lost(self, error: RegopsError) -> None:
         """A read or the watch failed; it is tried again."""
 
+    def resumed(self) -> None:
+        """The watch goes on after its connection was lost: the store may be another one by now."""
+
 
 class _Unobserved:
     def advanced(self, how: str, seconds: float, policies_read: int) -> None:
@@ -52,6 +55,9 @@ class _Unobserved:
         pass
 
     def lost(self, error: RegopsError) -> None:
+        pass
+
+    def resumed(self) -> None:
         pass
 
 
@@ -144,6 +150,9 @@ class Mirror:
 
     async def _take(self, batch: WatchBatch, settled: bool, connected: int) -> bool:
         """React to one batch; ``False`` when the newest state could not be read whole, so look at the next batch."""
+        if batch.resumed:
+            self._observer.resumed()
+            return await self._advance(None, connected)
         puts = [event.kv for event in batch.events if not event.deleted]
         if not puts:
             return settled or await self._advance(None, connected)

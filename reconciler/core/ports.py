@@ -339,10 +339,16 @@ class Event:
 @dataclass(frozen=True, slots=True)
 class WatchBatch:
     """All events of one or more *complete* revisions, oldest first. An empty batch is a sign of life: everything up to
-    and including ``revision`` has been delivered."""
+    and including ``revision`` has been delivered.
+
+    ``resumed``: the connection was lost before this batch. Nothing is missing of the store that was watched; but a
+    store that was restored from before, and has written as much since, cannot be told from it by any counter. Whoever
+    must not miss that looks again.
+    """
 
     revision: int
     events: tuple[Event, ...] = ()
+    resumed: bool = False
 
 
 class KeyValueStore(Protocol):

@@ -37,6 +37,9 @@ class Diary:
         self.how.append(how)
         self.reads += policies_read
 
+    def resumed(self) -> None:
+        pass
+
     def kept(self, reason: str) -> None:
         self.reasons.append(reason)
 

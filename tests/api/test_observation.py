@@ -294,6 +294,21 @@ async def test_what_became_of_a_commit_is_said_in_a_word(replica: Replica, world
     assert "rego.rego" in found["policies"][0]["errors"][0]
 
 
+async def test_a_replica_that_does_not_lead_traces_what_others_applied(world: World, replica: Replica) -> None:
+    """It fetches only when it is asked for what it has not: what was applied since was once called pending."""
+    async with world.replica(reconciler=False) as other:
+        assert (await other.get("/trace?policy=platform")).status == 200
+        commit = await live(replica, "elsewhere")
+        await other.get("/policies", Policy_Min_Commit=commit)
+        again = await live(replica, "elsewhere-too")
+
+        async def told() -> bool:
+            answers = [await other.get(f"/trace?{query}") for query in (f"commit={again[:8]}", "policy=elsewhere-too")]
+            return [each.body.get("state") for each in answers] == ["live", "live"]
+
+        await eventually(told)
+
+
 async def test_a_commit_that_waits_for_somebody_is_pending(replica: Replica, world: World) -> None:
     await replica.call("POST", "/admin/suspend", {"reason": "a test"})
     commit = world.remote.commit({"policies/projects/waits/rego.rego": rego("waits").encode()})

@@ -67,6 +67,7 @@ class Watcher:
         self._failures = 0
         # etcd answers no progress request for a watch that begins in the future, so it begins one revision early.
         self._early = 1
+        self._established = False
 
     async def batches(self) -> AsyncGenerator[WatchBatch, None]:
         """Batches without end; see `KeyValueStore.watch` for the errors."""
@@ -101,6 +102,10 @@ class Watcher:
             async with contextlib.aclosing(_responses(call)) as responses:
                 async for response in responses:
                     self._refused(response)
+                    if response.created:
+                        if self._established:
+                            yield WatchBatch(self._next - 1, resumed=True)
+                        self._established = True
                     events += [each for each in map(event, response.events) if each.kv.mod_revision >= self._next]
                     if response.fragment or (response.created and not events):
                         continue
