@@ -122,7 +122,7 @@ async def _row(
     try:
         await until()
     finally:
-        found = [json.loads((await sender.communicate())[0]) for sender in senders]
+        found = [json.loads((await sender.communicate(b""))[0]) for sender in senders]
     ours, bare = found
     return [name, len(ours), *_figures(ours), *_figures(bare)]
 

@@ -6,6 +6,7 @@ In a process of its own, so that nothing but the server is waited for. It prints
 from __future__ import annotations
 
 import json
+import os
 import sys
 import threading
 import time
@@ -36,7 +37,7 @@ def main(port: int, hook: bytes, over: threading.Event) -> list[float]:
 
 
 def _until_input_ends(over: threading.Event) -> None:
-    sys.stdin.buffer.read()
+    os.read(0, 1)
     over.set()
 
 

@@ -239,7 +239,7 @@ class Reconciler:
         if not (result.plan.changes or steps or moved or renew):
             return result
         metas = await self._metas(result)
-        applied = await aside(len(live.policies), self._applied, result, renew=renew)
+        applied = await aside(len(live.policies) + len(result.plan.changes), self._applied, result, renew=renew)
         applied = replace(applied, trace=trace)
         frame = Frame(self._keyspace, fence, applied, live.applied_revision, live.applying_revision)
         changes = [await self._step(change, metas) for change in result.plan.changes]

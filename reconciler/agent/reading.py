@@ -9,6 +9,7 @@ from typing import Final, TypeVar
 
 from reconciler.agent.scope import Scope
 from reconciler.agent.state import MirrorPolicy
+from reconciler.aside import aside
 from reconciler.core.errors import CompactedError, TransientError
 from reconciler.core.keyspace import Keyspace
 from reconciler.core.model import Content, PolicyName, policy_name
@@ -107,8 +108,12 @@ class Reader:
         else:
             ranges = [Range(self._keyspace.meta(name)) for name in listed]
         read = await self._store.read(*ranges, revision=revision)
+        found = [kv for part in read.ranges for kv in part]
+        return await aside(len(found), self._decoded, found)
+
+    def _decoded(self, found: Iterable[KeyValue]) -> dict[PolicyName, Meta]:
         metas = {}
-        for kv in (kv for part in read.ranges for kv in part):
+        for kv in found:
             name = _name(kv.key.removeprefix(self._keyspace.metas))
             if name is not None and self._scope.contains(name):
                 metas[name] = _meta(kv)
