@@ -82,6 +82,8 @@ async def test_a_watch_resumes_after_what_was_delivered_and_not_at_the_header() 
         store.watch(Range("/k"), from_revision=11) as batches,
     ):
         assert await following(batches, 5) == [b"11", b"12", b"13", b"14", b"14"]
+        told = await asyncio.wait_for(anext(batches), PATIENCE)
+        assert (told.resumed, told.revision) == (True, 14), "the last stream was another one again"
         assert (await asyncio.wait_for(anext(batches), PATIENCE)).revision == 30
     assert etcd.starts == [10, 12, 12, 14]  # each one revision early
 
