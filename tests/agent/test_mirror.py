@@ -311,11 +311,13 @@ async def test_a_restored_etcd_that_has_written_as_much_since_is_followed_too(et
             await asyncio.to_thread(etcd.stop)
             await asyncio.to_thread(etcd.restore)
             await asyncio.to_thread(etcd.start)
-            again = Leader(direct, leader.keys, branch=100)
+            other = EtcdStore([etcd.endpoint])  # one that has never seen what was lost
+            again = Leader(other, leader.keys, branch=100)
             again.applied = replace(leader.applied, id="restored")
             new = await again.apply(platform=b"new", told=False)
-            while (await direct.read()).revision < 50:
-                await direct.commit(Transaction((), (Put("/other", b"x"),)))
+            while (await other.read()).revision < 50:
+                await other.commit(Transaction((), (Put("/other", b"x"),)))
+            await other.aclose()
             proxy.mode = Mode.PASS
             assert held(await at(mirror, new.commit)) == {"platform": b"new"}
         await store.aclose()
