@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Awaitable, Callable
 
-from benchmarks import api_report, drills, hooks, memory, passes, propagation, recording, replay, served
+from benchmarks import api_report, drills, hooks, memory, passes, propagation, recording, replay, served, watching
 from benchmarks.report import Table
 
 Section = Callable[[bool], Awaitable[Table]]
@@ -48,6 +48,14 @@ SECTIONS: dict[str, tuple[str, Section]] = {
     "drills": (
         "etcd and MongoDB lost, until they are filled again",
         lambda quick: drills.drills(*((100, 500) if quick else (10_000, 10_000))),
+    ),
+    "status": (
+        "the state of a large fleet over HTTP, beside a bare handler",
+        lambda quick: watching.status(*((100, 50, 20) if quick else (10_000, 1000, 100))),
+    ),
+    "events": (
+        "streams of events while commits flow",
+        lambda quick: watching.events(*((10, 5) if quick else (200, 100))),
     ),
     "replay": (
         "recorded decisions asked again, beside opa eval",

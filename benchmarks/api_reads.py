@@ -48,7 +48,7 @@ def _measure(world: World, slices: int, seconds: float) -> list[Pair]:
         "GET, 200": (request("GET", path, world.token()), 200),
         "GET with If-None-Match, 304": (request("GET", path, world.token(), If_None_Match=etag), 304),
     }
-    with _bare(world.folder, answer) as bare:
+    with bare_server(world.folder, answer) as bare:
         return [_alternate(name, world.api, bare, *sent, slices, seconds) for name, sent in requests.items()]
 
 
@@ -66,7 +66,7 @@ def _alternate(
 
 
 @contextlib.contextmanager
-def _bare(folder: Path, answer: bytes) -> Iterator[Address]:
+def bare_server(folder: Path, answer: bytes) -> Iterator[Address]:
     file = folder / "answer"
     file.write_bytes(answer)
     words = [sys.executable, "-m", "benchmarks.api_bare", str(file)]

@@ -34,6 +34,7 @@ class World:
     remote: Remote
     api: Address
     opa: str
+    etcd: str
     server: subprocess.Popen[bytes]
 
     def token(self, sub: str = "root") -> str:
@@ -57,8 +58,8 @@ class World:
 
 
 @contextlib.asynccontextmanager
-async def open_world(folder: Path, files: dict[str, str]) -> AsyncIterator[World]:
-    """Until the block ends; ready when the first commit is enforced."""
+async def open_world(folder: Path, files: dict[str, str], *, projects: str = "") -> AsyncIterator[World]:
+    """Until the block ends; ready when the first commit is enforced. ``projects``: those that the OPA answers for."""
     remote = Remote(folder / "remote.git")
     head = remote.commit({name: text.encode() for name, text in files.items()})
     (folder / "jwks.json").write_bytes(jwks("rsa"))
@@ -70,16 +71,17 @@ async def open_world(folder: Path, files: dict[str, str]) -> AsyncIterator[World
         stack.callback(etcd.stop)
         await asyncio.to_thread(etcd.start)
         agent = {"REGOPS_AGENT_PORT": str(ports[1]), "REGOPS_AGENT_STATE": str(folder / "agent")}
+        agent |= {"REGOPS_AGENT_PROJECTS": projects} if projects else {}
         stack.enter_context(running("agent", folder, common | agent))
         stack.push_async_callback(opa.stop)
         await opa.start()
         server = stack.enter_context(running("server", folder, common | _settings(folder, remote, opa, ports[0])))
-        world = World(folder, remote, ("127.0.0.1", ports[0]), opa.url, server)
+        world = World(folder, remote, ("127.0.0.1", ports[0]), opa.url, etcd.endpoint, server)
 
         async def enforced() -> bool:
             return await opa.revision() == head
 
-        await eventually(enforced, 60)
+        await eventually(enforced, 300)
         yield world
 
 
