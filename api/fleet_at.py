@@ -19,6 +19,7 @@ from reconciler.core.enforcement import End, Enforced, Interval, enforced_at
 from reconciler.core.errors import RegopsError
 from reconciler.core.passes import PassRecord
 from reconciler.core.records import Receipt
+from reconciler.core.times import rfc3339
 
 NO_RECORD: Final = (
     "no MongoDB is configured (mongo.uri): nobody records what the OPAs enforce, only what they enforce now is known"
@@ -42,7 +43,7 @@ async def fleet_now(app: web.Application) -> dict[str, Any]:
     passes = await observer.passes()
     receipts = counted(seen, now)
     agents = [present(each, seen, branch, passes) for each in receipts]
-    return {"at": _rfc3339(now), "agents": agents, "totals": totals(receipts, seen), "missing": None}
+    return {"at": rfc3339(now), "agents": agents, "totals": totals(receipts, seen), "missing": None}
 
 
 def _lag(receipt: Receipt, seen: Observed, passes: Sequence[PassRecord]) -> dict[str, Any]:
@@ -88,8 +89,8 @@ def _agent(enforced: Enforced, marks: Mapping[str, datetime], branch: str) -> di
         "scope": last.scope,
         "commit": commit,
         "enforced_revision": revision(branch, commit),
-        "since": _rfc3339(last.since if enforced.known else last.until or _mark(last, marks)),
-        "to": _rfc3339(last.until) if enforced.known and last.until else None,
+        "since": rfc3339(last.since if enforced.known else last.until or _mark(last, marks)),
+        "to": rfc3339(last.until) if enforced.known and last.until else None,
         **_state(enforced.reason),
         "last_commit": last.commit,
         "opa_version": last.opa_version,
@@ -102,22 +103,18 @@ def _state(reason: str | None) -> dict[str, Any]:
 
 
 def _empty(at: datetime, begins: datetime | None) -> str:
-    return f"the record begins at {_rfc3339(begins)}" if begins and begins > at else "nothing is recorded of that time"
+    return f"the record begins at {rfc3339(begins)}" if begins and begins > at else "nothing is recorded of that time"
 
 
 def _late(found: Sequence[Enforced], marks: Mapping[str, datetime]) -> str | None:
     """What a reader must know who takes the list for the whole truth."""
     last = [each.interval for each in found if each.interval.until is None and not each.known]
-    late = sorted({f"{each.datacentre} after {_rfc3339(_mark(each, marks))}" for each in last})
+    late = sorted({f"{each.datacentre} after {rfc3339(_mark(each, marks))}" for each in last})
     return f"not recorded: {', '.join(late)}" if late else None
 
 
 def _mark(last: Interval, marks: Mapping[str, datetime]) -> datetime:
     return max(last.seen, marks.get(last.datacentre, last.seen))
-
-
-def _rfc3339(at: datetime) -> str:
-    return at.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def _unavailable(message: str) -> ProblemError:

@@ -19,6 +19,7 @@ from reconciler.core.keyspace import Keyspace
 from reconciler.core.passes import PassRecord
 from reconciler.core.ports import KeyValue, KeyValueStore, Range
 from reconciler.core.records import Applied, Held, Receipt, Record, Suspended
+from reconciler.core.times import rfc3339
 
 _REMEMBERED: Final = 20_000
 
@@ -106,4 +107,4 @@ class Observer:
 
 
 def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return rfc3339(datetime.now(UTC))

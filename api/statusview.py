@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any, Final
 
 from reconciler.core.conditions import (
@@ -20,6 +20,7 @@ from reconciler.core.conditions import (
 )
 from reconciler.core.model import PLATFORM, PolicyName, policy_name, project_policy
 from reconciler.core.records import Applied, Held, Receipt, Suspended
+from reconciler.core.times import rfc3339
 
 FORGOTTEN: Final = timedelta(days=7)
 """An agent that has been silent for so long no longer counts."""
@@ -159,7 +160,7 @@ def _conditions(seen: Observed, now: datetime) -> tuple[Condition, ...]:
 
 def _since(seen: Observed, now: datetime) -> str:
     """A time that stays the same from look to look, for what has no time of its own."""
-    return seen.since or (seen.record.at if seen.record else "") or _rfc3339(now)
+    return seen.since or (seen.record.at if seen.record else "") or rfc3339(now)
 
 
 def _unknown(found: Iterable[Condition], reason: str, message: str, at: str) -> tuple[Condition, ...]:
@@ -255,7 +256,3 @@ def revision(branch: str, commit: str | None) -> str | None:
 
 def _names(names: list[str]) -> str:
     return ", ".join(names[:_NAMED]) + (" …" if len(names) > _NAMED else "")
-
-
-def _rfc3339(at: datetime) -> str:
-    return at.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -24,6 +24,7 @@ from reconciler.core.model import PLATFORM, PolicyName
 from reconciler.core.passes import PassRecord, between
 from reconciler.core.ports import BranchCommit, PolicyChange, Source
 from reconciler.core.records import Receipt
+from reconciler.core.times import rfc3339
 
 _INTERVALS: Final = 20_000
 _CLOCKS: Final = timedelta(seconds=5)
@@ -258,7 +259,7 @@ def _agent(facts: _Facts, receipt: Receipt) -> dict[str, Any]:
             at = _time(receipt.since)
     else:
         state = "behind" if alive and receipt.enforced_revision is not None else "unknown"
-    text = _rfc3339(at) if at else None
+    text = rfc3339(at) if at else None
     return {
         "id": receipt.id,
         "datacentre": receipt.datacentre,
@@ -277,7 +278,3 @@ def _time(text: str) -> datetime | None:
     except (ValueError, TypeError):
         return None
     return at if at.tzinfo else None
-
-
-def _rfc3339(at: datetime) -> str:
-    return at.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

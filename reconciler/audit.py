@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Final, Protocol, TextIO
 
 from reconciler.core.errors import StalledError, TransientError
+from reconciler.core.times import rfc3339
 from reconciler.edits import Write
 
 JOURNAL: Final = "audit-journal.jsonl"
@@ -31,7 +32,7 @@ Line = Mapping[str, str]
 
 def timestamp(now: datetime | None = None) -> str:
     """RFC 3339 UTC with milliseconds."""
-    return (now or datetime.now(UTC)).astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return rfc3339(now or datetime.now(UTC))
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,6 +33,7 @@ from reconciler.core.keyspace import Keyspace
 from reconciler.core.plan import Operation
 from reconciler.core.ports import Fence, KeyValueStore, Put, Range, Transaction
 from reconciler.core.records import Requested
+from reconciler.core.times import rfc3339
 from reconciler.metrics import LoopMetrics
 from reconciler.reconcile import PassResult, Reconciler
 from reconciler.settings import GitSettings, LoopSettings
@@ -285,7 +286,7 @@ class Loop:
         log.log(level, "pass failed", extra={"reason": error.reason, "error": str(error), "trigger": trigger.kind})
 
     async def _publish(self, leadership: Leading, record: StatusRecord) -> None:
-        now = self._clock().astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        now = rfc3339(self._clock())
         notices = self._recorder.notices() if self._recorder else ()
         conditions = carry_over((*record.conditions, *notices), self._status.record.conditions, now)
         true = {each.type for each in conditions if each.status == "True"}
@@ -344,7 +345,7 @@ class Loop:
         return replace(former, conditions=conditions, last_handled_reconcile_at=handled)
 
     def _last_apply(self, result: PassResult, trigger: Trigger) -> dict[str, Any]:
-        seen = trigger.seen_at.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        seen = rfc3339(trigger.seen_at)
         return {
             "commit": result.commit,
             "trigger": str(trigger.kind),

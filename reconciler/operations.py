@@ -11,6 +11,7 @@ from reconciler.core.errors import RefusalError, RegopsError
 from reconciler.core.keyspace import Keyspace
 from reconciler.core.ports import Compare, Delete, KeyValueStore, Put, Range, Target, Transaction
 from reconciler.core.records import Confirmed, Requested, Suspended
+from reconciler.core.times import rfc3339
 
 _SHORTEST: Final = 7
 
@@ -72,4 +73,4 @@ class Operations:
 
 
 def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return rfc3339(datetime.now(UTC))

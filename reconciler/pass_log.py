@@ -22,18 +22,15 @@ from reconciler.core.keyspace import Keyspace
 from reconciler.core.passes import (
     APPLIED,
     FAILED,
-    MOST_CHANGES,
-    MOST_COMMITS,
     Enforced,
-    PassChange,
-    PassCommit,
     PassRecord,
     between,
 )
-from reconciler.core.plan import Cause, Change, Operation
 from reconciler.core.ports import Delete, Event, KeyValue, KeyValueStore, Put, Range, Source, Transaction
 from reconciler.core.records import Applied
+from reconciler.core.times import rfc3339
 from reconciler.metrics import FleetMetrics
+from reconciler.pass_entries import entry_of, told
 from reconciler.reconcile import PassResult
 from reconciler.triggers import Trigger
 
@@ -98,24 +95,9 @@ class PassLog:
 
     def applied(self, result: PassResult, trigger: Trigger) -> None:
         """A pass has written. Neither waits nor raises; one that only renewed what was there makes no entry."""
-        moved = result.before != result.commit
-        if not (moved or result.plan.changes or dict(result.held) != dict(result.held_before)):
-            return
-        record = replace(
-            self._begun(APPLIED, trigger),
-            commit=result.commit,
-            before=result.before,
-            rewritten=result.rewritten,
-            fetched_at=result.stages.get("fetched_at"),
-            validated_at=result.stages.get("validated_at"),
-            applied_at=result.stages.get("applied_at"),
-            created=len(result.plan.of(Operation.CREATE)),
-            updated=len([each for each in result.plan.of(Operation.UPDATE) if each.cause is not Cause.DRIFT]),
-            deleted=len(result.plan.of(Operation.DELETE)),
-            healed=len(result.plan.drifted),
-            held=len(result.held),
-        )
-        self._put(record, result)
+        record = entry_of(result, self._begun(APPLIED, trigger))
+        if record is not None:
+            self._put(record, result)
 
     def failed(self, error: RegopsError, trigger: Trigger) -> None:
         """A pass broke off. Neither waits nor raises."""
@@ -124,7 +106,7 @@ class PassLog:
     def _begun(self, outcome: str, trigger: Trigger) -> PassRecord:
         now = self._clock()
         name = f"{int(now.timestamp() * 1000):014d}-{secrets.token_hex(4)}"
-        return PassRecord(name, outcome, str(trigger.kind), _rfc3339(trigger.seen_at), _rfc3339(now), self._leader)
+        return PassRecord(name, outcome, str(trigger.kind), rfc3339(trigger.seen_at), rfc3339(now), self._leader)
 
     def _put(self, record: PassRecord, result: PassResult | None) -> None:
         if len(self._waiting) == _WAITING:
@@ -172,7 +154,7 @@ class PassLog:
             await self._filled.wait()
             while self._waiting:
                 record, result = self._waiting[0]
-                record = record if result is None else await self._told(record, result)
+                record = record if result is None else await told(self._source, record, result)
                 await self._enter(record)
                 self._waiting.popleft()
             self._filled.clear()
@@ -210,41 +192,6 @@ class PassLog:
             self._names.remove(name)
         if record.id not in self._names:
             self._names.append(record.id)
-
-    async def _told(self, record: PassRecord, result: PassResult) -> PassRecord:
-        """The entry with who made what, as Git knows it."""
-        try:
-            commits, more = await self._commits(result)
-            changes = [await self._change(change, result) for change in result.plan.changes[:MOST_CHANGES]]
-        except RegopsError as error:  # the mirror is away: what is known without it is told
-            log.warning("log of passes without names", extra={"reason": error.reason, "error": str(error)})
-            return record
-        return replace(
-            record,
-            changes=tuple(changes),
-            changes_more=max(0, len(result.plan.changes) - MOST_CHANGES),
-            commits=tuple(commits),
-            commits_more=more,
-        )
-
-    async def _commits(self, result: PassResult) -> tuple[list[PassCommit], int]:
-        if result.before == result.commit:
-            return [], 0
-        line = [result.commit]
-        if result.before is not None and not result.rewritten:
-            line = list(await self._source.line(result.commit, {result.before})) or line
-        infos = [await self._source.info(commit) for commit in reversed(line[-MOST_COMMITS:])]
-        found = [PassCommit(each.commit, each.author, each.committed_at, each.subject) for each in infos]
-        return found, max(0, len(line) - MOST_COMMITS)
-
-    async def _change(self, change: Change, result: PassResult) -> PassChange:
-        if change.target is None:
-            info = await self._source.last_change(result.commit, change.policy)
-            return PassChange(change.policy, "delete", info.commit, info.author)
-        live = result.live.policies.get(change.policy)
-        meta = live.meta if live else None
-        operation = "heal" if change.cause is Cause.DRIFT else str(change.operation)
-        return PassChange(change.policy, operation, meta.commit if meta else result.commit, meta.actor if meta else "")
 
     # --- the fleet ---------------------------------------------------------------------------------------------------
 
@@ -344,7 +291,3 @@ def _decoded(kv: KeyValue) -> PassRecord | None:
 
 def _at(text: str | None) -> datetime:
     return datetime.fromisoformat(text) if text else datetime.max.replace(tzinfo=UTC)
-
-
-def _rfc3339(at: datetime) -> str:
-    return at.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

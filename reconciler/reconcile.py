@@ -22,6 +22,7 @@ from reconciler.core.model import DATA_FILE, PLATFORM, REGO_FILE, CommitInfo, Co
 from reconciler.core.plan import Cause, Change, Operation, Plan, make_plan
 from reconciler.core.ports import Compare, Delete, Fence, KeyValueStore, Put, Range, Source, Target, Transaction
 from reconciler.core.records import CHANGED_LIMIT, Applied, Confirmed, Held, Meta
+from reconciler.core.times import rfc3339
 from reconciler.core.tracing import NO_TRACER, Tracer, traceparent
 from reconciler.core.transactions import Frame, Step, change_step, held_steps, join, pack
 from reconciler.edits import TRACE_TRAILER
@@ -370,7 +371,7 @@ class Reconciler:
         return [Step((Compare(key, Target.MOD, result.live.confirmed_revision),), (Delete(key),))]
 
     def _now(self) -> str:
-        return self._clock().astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        return rfc3339(self._clock())
 
 
 def _gone(name: PolicyName, tree: Tree) -> bool:

@@ -13,6 +13,7 @@ from reconciler.agent.opa_status import OpaStatus
 from reconciler.agent.receipts import Proof
 from reconciler.agent.version import older_than
 from reconciler.core.records import Receipt
+from reconciler.core.times import rfc3339
 from reconciler.core.tracing import NO_TRACER, Tracer
 from reconciler.metrics import AgentMetrics
 
@@ -199,4 +200,4 @@ class _Enforced:
 
 def rfc3339_now() -> str:
     """Now, in RFC 3339 UTC with milliseconds."""
-    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return rfc3339(datetime.now(UTC))

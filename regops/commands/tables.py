@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final
 
+from reconciler.core.times import rfc3339
 from regops.commands.table import table
 from regops.commands.target import place_of
 
@@ -55,7 +56,7 @@ def status_page(status: Mapping[str, Any]) -> str:
 def status_line(status: Mapping[str, Any]) -> str:
     """The same in one line, for a log of what changes."""
     revision = (status["last_applied_revision"] or "nothing").rpartition(":")[2][:_COMMIT]
-    now = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    now = rfc3339(datetime.now(UTC))
     words = [now, status["sync"]["status"], status["health"]["status"], revision]
     policies = status["policies"]
     return "  ".join([*words, f"{policies['live']} live, {policies['held']} held", fleet_words(status)])

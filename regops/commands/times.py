@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Final
 
 from reconciler.core.errors import StalledError
+from reconciler.core.times import rfc3339
 
 _AGO: Final = re.compile(r"(\d{1,6})([smhdw])")
 _UNITS: Final = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
@@ -26,4 +27,4 @@ def parse_time(text: str, now: datetime | None = None) -> str:
             f"{text!r} is no time",
             remedy="Write 2026-01-31T12:00:00Z, or how long ago: 30s, 15m, 2h, 7d.",
         ) from error
-    return at.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return rfc3339(at)

@@ -12,6 +12,7 @@ from time import monotonic
 
 from reconciler.core.errors import DivergedError, RegopsError
 from reconciler.core.ports import Compare, Fence, KeyValueStore, Put, Range, Target, Transaction
+from reconciler.core.times import rfc3339
 
 log = logging.getLogger(__name__)
 
@@ -121,7 +122,7 @@ class Election:
 
     async def _take(self, lease: int) -> int:
         """The key's create_revision when it is ours now, else 0."""
-        since = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        since = rfc3339(datetime.now(UTC))
         value = json.dumps({"id": self._identity, "since": since}).encode()
         outcome = await self._store.commit(
             Transaction((Compare(self._key, Target.CREATE, 0),), (Put(self._key, value, lease),))
