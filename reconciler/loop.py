@@ -27,6 +27,7 @@ from reconciler.core.conditions import (
     after_failure,
     after_pass,
     carry_over,
+    while_working,
 )
 from reconciler.core.errors import ConflictError, RegopsError, StalledError
 from reconciler.core.keyspace import Keyspace
@@ -35,14 +36,18 @@ from reconciler.core.ports import Fence, KeyValueStore, Put, Range, Transaction
 from reconciler.core.records import Requested
 from reconciler.core.times import rfc3339
 from reconciler.metrics import LoopMetrics
+from reconciler.progress import Progress
 from reconciler.reconcile import PassResult, Reconciler
 from reconciler.settings import GitSettings, LoopSettings
 from reconciler.triggers import Kind, Mailbox, Trigger
+from reconciler.validation import PLATFORM_PENDING
 
 log = logging.getLogger(__name__)
 
 _LEAD_SECONDS: Final = 0.1
 """How soon a leader whose lease could not be renewed looks whether it is again."""
+_TELL_SECONDS: Final = 2.0
+"""How often the progress of long work goes into the status."""
 
 
 class Leading(Protocol):
@@ -105,6 +110,7 @@ class StatusKeeper:
         self._store = store
         self._keyspace = keyspace
         self._published: StatusRecord | None = None
+        self._publishing = asyncio.Lock()
         self.record = StatusRecord(
             conditions=(),
             source=source,
@@ -140,6 +146,18 @@ class StatusKeeper:
 
     async def publish(self, fence: Fence, record: StatusRecord, now: str) -> None:
         """Write the record when something in it changed. An etcd that is away is no error here: it shows as Unknown."""
+        async with self._publishing:
+            await self._publish(fence, record, now)
+
+    async def work(self, fence: Fence, says: Callable[[], str | None], now: str) -> None:
+        """The same while something takes long: ``says`` what, as soon as it is its turn; ``None`` if it has ended."""
+        async with self._publishing:
+            message = says()
+            if message is not None:
+                conditions = carry_over(while_working(message, self.record.conditions), self.record.conditions, now)
+                await self._publish(fence, replace(self.record, conditions=conditions), now)
+
+    async def _publish(self, fence: Fence, record: StatusRecord, now: str) -> None:
         self.record = record
         if self._published is not None and replace(record, at="") == replace(self._published, at=""):
             return
@@ -169,8 +187,11 @@ class Loop:
         recorder: Recording | None = None,
         watchers: Sequence[Watching] = (),
         journal: Journal | None = None,
+        works: Sequence[Progress] = (),
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
+        """``works``: long pieces of work whose progress the status shows."""
+        self._works = works
         self._reconciler = reconciler
         self._branch = branch
         self._recorder = recorder
@@ -188,6 +209,24 @@ class Loop:
 
     async def run(self, leadership: Leading) -> None:
         """Pass after pass until cancelled. The first one of a new leader writes ``applied`` anew."""
+        teller = asyncio.ensure_future(self._tell(leadership))
+        try:
+            await self._run(leadership)
+        finally:
+            teller.cancel()
+            await asyncio.gather(teller, return_exceptions=True)
+
+    async def _tell(self, leadership: Leading) -> None:
+        """The progress of long work, for whoever looks at the status meanwhile."""
+        while True:
+            await asyncio.sleep(_TELL_SECONDS)
+            if self._says() is not None:
+                await self._status.work(leadership.fence, self._says, rfc3339(self._clock()))
+
+    def _says(self) -> str | None:
+        return next((said for work in self._works if (said := work.says()) is not None), None)
+
+    async def _run(self, leadership: Leading) -> None:
         self._renew = True
         self._failures = 0
         self._reconciler.invalidate()
@@ -302,10 +341,11 @@ class Loop:
             and former.last_attempted_revision == result.commit
         )
         blocked = set(result.ruling.blocked)
+        waiting = {name for name, held in result.held.items() if held.reason == PLATFORM_PENDING}
         found = Findings(
             revision=f"{self._git.branch}@sha1:{result.commit}",
             height=result.height,
-            held=tuple(sorted(name for name in result.held if name not in blocked)),
+            held=tuple(sorted(name for name in result.held if name not in blocked | waiting)),
             blocked=len(blocked),
             block_reason=result.ruling.reason,
             block_message=result.ruling.message,
@@ -313,6 +353,7 @@ class Loop:
             drifted=len(result.plan.drifted) if result.suspended else 0,
             rewritten=rewritten,
             suspended=result.suspended,
+            pending=_pending(result),
         )
         return replace(
             former,
@@ -370,6 +411,14 @@ def next_look(failures: int, poll: float, settings: LoopSettings) -> float:
     most = min(settings.backoff_max, max(settings.backoff_min, poll))
     longest: float = min(most, settings.backoff_min * 2 ** min(failures - 1, 16))
     return longest * random.uniform(0.5, 1.0)  # noqa: S311 the same
+
+
+def _pending(result: PassResult) -> str:
+    pending = result.resolution.pending
+    if pending is None:
+        return ""
+    what = "the changed platform" if pending.platform else "the deletion of the platform"
+    return f"{what} goes live once the {pending.of:,} projects that it concerns are known to compile; others go on"
 
 
 def _counts(result: PassResult) -> dict[str, int]:

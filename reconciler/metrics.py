@@ -50,6 +50,9 @@ class LoopMetrics:
         self.last_pass = gauge("regops_last_pass_timestamp_seconds", "When a pass last ended well (Unix time).")
         self.ready = gauge("regops_ready", "1 while the last pass left nothing held, blocked or failed.")
         self.blocked_deletions = gauge("regops_blocked_deletions", "Deletions that wait for a person.")
+        self.platform_pending = gauge(
+            "regops_platform_pending_projects", "Projects that a changed platform must still be compiled with."
+        )
         self.foreign_keys = gauge("regops_foreign_keys", "Keys below the policies' prefix that regops never wrote.")
         self.drift_healed = counter("regops_drift_healed_total", "Policies healed after an edit by hand.")
         self.last_applied = gauge("regops_last_applied_timestamp_seconds", "When a pass last wrote to etcd.")

@@ -107,6 +107,10 @@ class Reconciler:
         """Forget what is known of etcd: the next pass reads it whole."""
         self._epoch += 1
 
+    def reconsider(self) -> None:
+        """Decide anew in the next pass although neither Git nor etcd has moved: more is known of what compiles."""
+        self._settled = None
+
     async def wrote(self, revision: int) -> bool:
         """Whether a store revision is one of this reconciler's own recent writes; waits for one under way."""
         async with self._writing:

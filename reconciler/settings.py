@@ -179,6 +179,9 @@ class PolicySettings(_Group):
     """Largest `data.json`, in bytes (1 MiB)."""
     compile_timeout: Seconds = 10.0
     """Seconds that OPA may take to compile one policy."""
+    platform_at_once: Annotated[int, Field(ge=0)] = 500
+    """A changed platform is compiled with every project that refers to it before it goes live. Other changes wait for
+    up to so many; with more of them they go on, and the platform follows when it is known to break none."""
 
 
 class GuardSettings(_Group):

@@ -45,6 +45,8 @@ class Kind(StrEnum):
     REQUEST = "request"
     API = "api"
     """A push of this very replica was accepted: the head is at hand."""
+    PROVEN = "proven"
+    """What a changed platform waited for is known."""
 
 
 @dataclass(frozen=True, slots=True)

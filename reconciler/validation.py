@@ -8,9 +8,8 @@ history. A platform that would break live projects is held (or, by setting, thos
 from __future__ import annotations
 
 import contextlib
-import logging
-from collections import Counter, OrderedDict
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final, Literal
 
@@ -32,16 +31,33 @@ from reconciler.core.model import (
 from reconciler.core.plan import Target
 from reconciler.core.ports import Candidate, Compiler, Source
 from reconciler.core.records import HELD_ERRORS_LIMIT, Held
-
-log = logging.getLogger(__name__)
+from reconciler.core.verdict_ports import VerdictKey
+from reconciler.progress import Progress
+from reconciler.verdicts import Verdicts
 
 CHUNK: Final = 100
-"""Policies that are read and compiled at once: bounds memory, and is the step of the progress lines."""
-CACHE_SIZE: Final = 100_000
-"""Verdicts that are remembered."""
+"""Policies that are read and compiled at once: bounds memory, and is the step of the progress."""
+ASIDE_CHUNK: Final = 25
+"""The same beside the passes, which wait for one such step of it at most."""
+PLATFORM_PENDING: Final = "PlatformPending"
+"""Why a changed platform, and what may depend on it, is not live yet: it is being compiled with all who refer to it."""
+_MATES_LINE: Final = 500
+"""Commits since the applied one that are looked at for what changed together with the platform."""
+_READ_BYTES: Final = 8 * 2**20
 
 OnPlatformBreak = Literal["hold-platform", "withdraw-projects"]
-_Key = tuple[PolicyName, BlobIds, BlobIds | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Pending:
+    """What a changed platform (``None``: its deletion) waits for: the verdicts of these ``versions`` with it.
+
+    ``of`` is how many projects it concerns in all.
+    """
+
+    platform: BlobIds | None
+    versions: Mapping[PolicyName, BlobIds]
+    of: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +68,7 @@ class Resolution:
     held: Mapping[str, Held]
     withdrawn: tuple[PolicyName, ...] = ()
     warnings: tuple[FileError, ...] = ()
+    pending: Pending | None = None
 
 
 @dataclass(slots=True)
@@ -65,6 +82,7 @@ class _Draft:
     errors: dict[PolicyName, tuple[str, tuple[FileError, ...]]] = field(default_factory=dict)
     withdrawn: list[PolicyName] = field(default_factory=list)
     warnings: list[FileError] = field(default_factory=list)
+    pending: Pending | None = None
 
     @property
     def size(self) -> int:
@@ -111,7 +129,11 @@ class _Draft:
 
 
 class Judge:
-    """Validates trees; remembers verdicts by (policy, its blobs, the platform's blobs) for as long as it lives."""
+    """Validates trees; remembers verdicts by (policy, its blobs, the platform's blobs).
+
+    ``at_once``: with more verdicts than that to find, a changed platform waits while other changes go on; whoever runs
+    passes finds them by `prove`. ``None``: it is waited for, however many they are.
+    """
 
     def __init__(
         self,
@@ -122,6 +144,9 @@ class Judge:
         max_rego_bytes: int = 524288,
         max_data_bytes: int = 1048576,
         together: bool = False,
+        at_once: int | None = None,
+        verdicts: Verdicts | None = None,
+        progress: Progress | None = None,
     ) -> None:
         """``together``: policies may refer to each other, so the whole set is compiled as one."""
         self._source = source
@@ -130,7 +155,9 @@ class Judge:
         self._compiler = compiler
         self._withdraw = on_platform_break == "withdraw-projects"
         self._limits = {REGO_FILE: max_rego_bytes, DATA_FILE: max_data_bytes}
-        self._verdicts: OrderedDict[_Key, Verdict] = OrderedDict()
+        self._at_once = at_once
+        self._verdicts = verdicts or Verdicts()
+        self._progress = progress or Progress()
         self._mentions: dict[str, bool] = {}
         self._beside: Counter[BlobIds] = Counter()
         self._texts: dict[BlobIds, Content] = {}
@@ -157,6 +184,7 @@ class Judge:
             held=await self._held(draft),
             withdrawn=tuple(draft.withdrawn),
             warnings=tuple(draft.warnings),
+            pending=draft.pending,
         )
 
     # --- the whole set at once ---------------------------------------------------------------------------------------
@@ -234,7 +262,8 @@ class Judge:
         verdict = (await self._judge({PLATFORM: platform}, None))[PLATFORM]
         if not verdict.valid or self._withdraw:
             return verdict
-        projects = {n: blobs for n, blobs in tree.policies.items() if n != PLATFORM and await self._mentioned(blobs)}
+        mentioning = await self._mentioning({n: blobs for n, blobs in tree.policies.items() if n != PLATFORM})
+        projects = {name: tree.policies[name] for name in mentioning}
         after = await self._judge(projects, platform)
         failing = {name: projects[name] for name, found in after.items() if not found.valid}
         before = await self._judge(failing, tree.policies.get(PLATFORM))
@@ -259,7 +288,12 @@ class Judge:
         if not verdict.valid:
             draft.errors[PLATFORM] = ("ValidationFailed", verdict.errors)
             return current or await self._past(draft, PLATFORM, None)
-        target = Target(wanted, verdict.rego_version)
+        return await self._unless_it_breaks(draft, Target(wanted, verdict.rego_version), current)
+
+    async def _unless_it_breaks(self, draft: _Draft, target: Target, current: Target | None) -> Target | None:
+        """A sound platform goes live once it is known that it breaks nothing that works."""
+        if current is not None and await self._too_many(draft, target.blobs):
+            return current
         former = current or await self._past(draft, PLATFORM, None)
         broken = await self._broken(draft, target.blobs, former)
         if broken and not self._withdraw:
@@ -275,6 +309,8 @@ class Judge:
         if PLATFORM not in draft.gone or live is None or live.meta is None or live.blobs is None:
             return None
         former = Target(live.blobs, live.meta.rego_version)
+        if await self._too_many(draft, None):
+            return former
         broken = await self._broken(draft, None, former)
         if broken and not self._withdraw:
             draft.errors[PLATFORM] = ("BreaksProjects", _naming(broken))
@@ -305,15 +341,76 @@ class Judge:
     async def _referring(self, draft: _Draft) -> dict[PolicyName, BlobIds]:
         """Projects that a changed platform can concern: changed ones, and all whose text could name the platform."""
         versions, changed = await aside(draft.size, draft.versions)
-        return {name: blobs for name, blobs in versions.items() if name in changed or await self._mentioned(blobs)}
+        mentioning = await self._mentioning({name: v for name, v in versions.items() if name not in changed})
+        return {name: blobs for name, blobs in versions.items() if name in changed or name in mentioning}
 
-    async def _mentioned(self, blobs: BlobIds) -> bool:
-        """Whether the Rego text could refer to the platform: without the word (or an escape) it cannot."""
-        known = self._mentions.get(blobs.rego)
-        if known is None:
-            rego = (await self._source.read(BlobIds(blobs.rego))).rego
-            known = self._mentions[blobs.rego] = b"platform" in rego or b"\\u" in rego
-        return known
+    async def _mentioning(self, versions: Mapping[PolicyName, BlobIds]) -> set[PolicyName]:
+        """Those whose Rego text could refer to the platform: without the word (or an escape) it cannot."""
+        unread = list(dict.fromkeys(blobs.rego for blobs in versions.values() if blobs.rego not in self._mentions))
+        if len(self._mentions) > 2 * len(versions):  # most of it was said of versions that are no more
+            wanted = {blobs.rego for blobs in versions.values()}
+            self._mentions = {rego: said for rego, said in self._mentions.items() if rego in wanted}
+        while unread:
+            limit = self._limits[REGO_FILE]
+            texts = await self._source.contents([BlobIds(rego) for rego in unread], limit=limit, budget=_READ_BYTES)
+            for rego, text in zip(unread, texts, strict=False):
+                self._mentions[rego] = text is None or b"platform" in text.rego or b"\\u" in text.rego
+            unread = unread[len(texts) :]
+        return {name for name, blobs in versions.items() if self._mentions[blobs.rego]}
+
+    # --- a platform that concerns many -------------------------------------------------------------------------------
+
+    async def _too_many(self, draft: _Draft, platform: BlobIds | None) -> bool:
+        """Whether the platform must wait. Then it is held, and so is what may depend on it."""
+        if self._at_once is None:
+            return False
+        concerned = await self._referring(draft)
+        keys = {name: VerdictKey(name, blobs, platform) for name, blobs in concerned.items()}
+        known = await self._verdicts.find(list(keys.values()))
+        unknown = {name: blobs for name, blobs in concerned.items() if keys[name] not in known}
+        if len(unknown) <= self._at_once:
+            return False
+        draft.pending = Pending(platform, unknown, len(concerned))
+        message = f"is being compiled with the {len(concerned):,} projects that it concerns, and goes live after that"
+        draft.errors[PLATFORM] = (PLATFORM_PENDING, (FileError(f"{PLATFORM}/{REGO_FILE}", message),))
+        return True
+
+    async def _wait_for_platform(self, draft: _Draft, changed: Mapping[PolicyName, BlobIds]) -> None:
+        """Hold what may depend on the platform that waits: what refers to it, and what changed together with it."""
+        waiting = await self._mentioning(changed) | (await self._mates(draft, changed) & changed.keys())
+        message = "refers to the changed platform, or was changed together with it, and waits for it"
+        for name in waiting:
+            draft.errors[name] = (PLATFORM_PENDING, (FileError(f"{name}/{REGO_FILE}", message),))
+
+    async def _mates(self, draft: _Draft, changed: Collection[PolicyName]) -> set[PolicyName]:
+        """What was changed in one commit with the platform, as far as it is not live: now, or when it began to wait."""
+        applied = draft.live.applied
+        line = await self._source.line(draft.tree.commit, {applied.commit} if applied else ())
+        if len(line) > _MATES_LINE:
+            return set(changed)
+        commits = (await self._source.branch_commits(line)).values()
+        mates = {name for commit in commits if PLATFORM in commit.changes for name in commit.changes}
+        return mates | {name for name in changed if _waited(draft.live.held.get(name))}
+
+    async def prove(
+        self, pending: Pending, *, wanted: Callable[[], bool] = lambda: True, progress: Progress | None = None
+    ) -> None:
+        """Find the verdicts that a platform waits for, in small steps, while ``wanted`` says so. They stay remembered
+        until `unpin`. Raises `TransientError` when Git or the compiler cannot be asked."""
+        names = list(pending.versions)
+        for start in range(0, len(names), ASIDE_CHUNK):
+            if not wanted():
+                return
+            if progress:
+                progress.tell(
+                    "validating what refers to the changed platform", pending.of - len(names) + start, pending.of
+                )
+            lot = {name: pending.versions[name] for name in names[start : start + ASIDE_CHUNK]}
+            await self._judge(lot, pending.platform, pinned=True)
+
+    def unpin(self) -> None:
+        """No platform waits any more."""
+        self._verdicts.unpin()
 
     def _drive_out(self, draft: _Draft, broken: Mapping[PolicyName, tuple[FileError, ...]]) -> None:
         for name, errors in broken.items():
@@ -326,6 +423,8 @@ class Judge:
     async def _projects(self, draft: _Draft, platform: BlobIds | None) -> None:
         projects = draft.projects()
         changed = await aside(draft.size, draft.changed)
+        if draft.pending:
+            await self._wait_for_platform(draft, changed)
         changed = {name: blobs for name, blobs in changed.items() if name not in draft.errors}
         live_platform = draft.live.policies.get(PLATFORM)
         if (live_platform.etag if live_platform else None) != (platform.etag if platform else None):
@@ -346,10 +445,12 @@ class Judge:
 
     async def _keep_last_good(self, draft: _Draft, platform: BlobIds | None) -> None:
         """Held projects stay at their live version, or at the newest valid one of the history where none is live."""
-        for name in draft.errors:
+        for name, (reason, _) in draft.errors.items():
             if name == PLATFORM or name in draft.withdrawn:
                 continue
-            target = draft.live_target(name) or await self._past(draft, name, platform)
+            target = draft.live_target(name)
+            if target is None and reason != PLATFORM_PENDING:
+                target = await self._past(draft, name, platform)
             if target is not None:
                 draft.targets[name] = target
 
@@ -363,23 +464,34 @@ class Judge:
     # --- verdicts ----------------------------------------------------------------------------------------------------
 
     async def _judge(
-        self, versions: Mapping[PolicyName, BlobIds], platform: BlobIds | None
+        self, versions: Mapping[PolicyName, BlobIds], platform: BlobIds | None, *, pinned: bool = False
     ) -> dict[PolicyName, Verdict]:
         """A verdict for each version with that platform, from memory where there is one."""
-        found = {name: self._remembered((name, blobs, platform)) for name, blobs in versions.items()}
-        verdicts = {name: verdict for name, verdict in found.items() if verdict is not None}
-        asked = [name for name, verdict in found.items() if verdict is None]
+        keys = {name: VerdictKey(name, blobs, platform) for name, blobs in versions.items()}
+        known = await self._verdicts.find(list(keys.values()))
+        verdicts = {name: known[key] for name, key in keys.items() if key in known}
+        asked = [name for name in versions if name not in verdicts]
         beside = None
         if asked and platform is not None:
             beside = Candidate(PLATFORM, await self._read(platform))
-        for start in range(0, len(asked), CHUNK):
-            chunk = {name: versions[name] for name in asked[start : start + CHUNK]}
-            for name, verdict in (await self._compile(chunk, beside)).items():
-                verdicts[name] = verdict
-                self._remember((name, versions[name], platform), verdict)
-            if len(asked) > CHUNK:
-                log.info("validating", extra={"done": min(start + CHUNK, len(asked)), "of": len(asked)})
+        with self._counted(len(asked)) as tell:
+            for start in range(0, len(asked), CHUNK):
+                tell(start)
+                found = await self._compile({name: versions[name] for name in asked[start : start + CHUNK]}, beside)
+                await self._verdicts.keep({keys[name]: verdict for name, verdict in found.items()}, pinned=pinned)
+                verdicts |= found
         return verdicts
+
+    @contextlib.contextmanager
+    def _counted(self, of: int) -> Iterator[Callable[[int], None]]:
+        """Tell the progress of what takes several steps."""
+        if of <= CHUNK:
+            yield lambda _: None
+            return
+        try:
+            yield lambda done: self._progress.tell("validating", done, of)
+        finally:
+            self._progress.over()
 
     async def _compile(
         self, versions: Mapping[PolicyName, BlobIds], platform: Candidate | None
@@ -407,17 +519,6 @@ class Judge:
 
     async def _read(self, blobs: BlobIds) -> Content:
         return self._texts.get(blobs) or await self._source.read(blobs)
-
-    def _remembered(self, key: _Key) -> Verdict | None:
-        verdict = self._verdicts.get(key)
-        if verdict is not None:
-            self._verdicts.move_to_end(key)
-        return verdict
-
-    def _remember(self, key: _Key, verdict: Verdict) -> None:
-        self._verdicts[key] = verdict
-        if len(self._verdicts) > CACHE_SIZE:
-            self._verdicts.popitem(last=False)
 
     # --- holds -------------------------------------------------------------------------------------------------------
 
@@ -463,6 +564,10 @@ def _take_out(
             del versions[name]
             if name in draft.live.policies:
                 draft.withdrawn.append(name)
+
+
+def _waited(held: Held | None) -> bool:
+    return held is not None and held.reason == PLATFORM_PENDING
 
 
 def _policy(raw: str) -> PolicyName | None:

@@ -14,6 +14,7 @@ after the write arrived: by the push of what stands on it, or by a fetch. See ``
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import random
 from collections.abc import Callable, Iterable
@@ -21,7 +22,8 @@ from dataclasses import dataclass, field
 from time import monotonic
 from typing import Final, NoReturn
 
-from reconciler.core.errors import ConflictError, RegopsError
+from reconciler.core.errors import ConflictError, RefusalError, RegopsError
+from reconciler.core.model import PLATFORM
 from reconciler.core.ports import Branch, PushResult, Source
 from reconciler.drafting import Answer, Draft, Drafter, Pending, Verdicts, defect
 from reconciler.edits import DeclinedError, OutcomeUnknownError, Preview, Write, Written
@@ -94,12 +96,20 @@ class Writer:
         `OutcomeUnknownError`, and `TransientError` or `StalledError` when nothing was sent. A caller that stops
         waiting withdraws the write as long as it was not committed.
         """
+        if write.policy == PLATFORM and not self._closing:
+            await self._judged_ahead(write)
         pending = Pending(write, asyncio.get_running_loop().create_future())
         if self._closing:
             pending.give_up()
         self._queue.append(pending)
         self._work.set()
         return await pending.answer
+
+    async def _judged_ahead(self, write: Write) -> None:
+        """Find the verdicts that a platform needs before its turn in the queue, so that nobody waits behind them. What
+        it comes to is decided then."""
+        with contextlib.suppress(RegopsError, RefusalError):
+            await self._drafter.preview(await self._branch.head() or await self._lookout.fetch(), write)
 
     async def preview(self, write: Write) -> Preview:
         """What `write` would do at the remote's head now. Raises the decision's `RefusalError`."""

@@ -18,17 +18,20 @@ from reconciler.adapters.git.export import Exported, export
 from reconciler.adapters.git.worktree import Pair, commit_folder, commit_of, commit_pair, write_tree
 from reconciler.adapters.mongo import MongoAudit, MongoDatabase, MongoReceipts, MongoVersions
 from reconciler.adapters.opa import OpaCompiler
+from reconciler.adapters.verdict_file import VerdictFile
 from reconciler.core.errors import StalledError, TransientError
 from reconciler.core.guards import Limits as DeletionLimits
 from reconciler.core.keyspace import Keyspace
-from reconciler.core.limits import Limits
+from reconciler.core.limits import RULES, Limits
 from reconciler.core.ports import Identity, KeyValueStore, Source
 from reconciler.core.receipt_ports import ReceiptStore
 from reconciler.core.record_ports import AuditStore, VersionStore
 from reconciler.core.tracing import NO_TRACER, Tracer
+from reconciler.progress import Progress
 from reconciler.reconcile import Reconciler
 from reconciler.settings import EtcdSettings, MongoSettings, Settings, TracingSettings
 from reconciler.validation import Judge
+from reconciler.verdicts import Verdicts
 from regops import __version__, toolchain
 
 log = logging.getLogger(__name__)
@@ -266,8 +269,13 @@ def opa_binary(settings: Settings) -> Path:
 
 
 @contextlib.asynccontextmanager
-async def open_judge(settings: Settings, source: Source) -> AsyncIterator[Judge]:
-    """A judge and its private OPA, which is started when it is first asked: until then nobody needs it."""
+async def open_judge(
+    settings: Settings, source: Source, *, progress: Progress | None = None, server: bool = False
+) -> AsyncIterator[Judge]:
+    """A judge and its private OPA, which is started when it is first asked: until then nobody needs it.
+
+    For a ``server`` verdicts outlive a restart, and a platform that concerns many waits while other changes go on.
+    """
     policy = settings.policy
     limits = Limits(
         rego_bytes=policy.max_rego_bytes,
@@ -277,6 +285,11 @@ async def open_judge(settings: Settings, source: Source) -> AsyncIterator[Judge]
         refused_builtins=frozenset(policy.refused_builtins),
     )
     compiler = OpaCompiler(opa_binary(settings), limits=limits, check_timeout=policy.compile_timeout)
+
+    async def fingerprint() -> str:
+        return f"{__version__} {RULES} {await compiler.version()} {limits.text()}"
+
+    file = VerdictFile(settings.server.state / "verdicts.sqlite", fingerprint) if server else None
     try:
         yield Judge(
             source,
@@ -285,9 +298,14 @@ async def open_judge(settings: Settings, source: Source) -> AsyncIterator[Judge]
             max_rego_bytes=policy.max_rego_bytes,
             max_data_bytes=policy.max_data_bytes,
             together=policy.namespace == "warn",
+            at_once=policy.platform_at_once if server else None,
+            verdicts=Verdicts(file),
+            progress=progress,
         )
     finally:
         await compiler.aclose()
+        if file is not None:
+            await file.aclose()
 
 
 def make_reconciler(

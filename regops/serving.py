@@ -7,6 +7,7 @@ import contextlib
 import logging
 import signal
 from collections.abc import Coroutine, Iterator
+from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 from prometheus_client import CollectorRegistry
@@ -17,16 +18,18 @@ from reconciler.adapters.etcd import Election, EtcdStore
 from reconciler.agent.agent import Agent, AgentConfig
 from reconciler.agent.scope import ALL, Scope
 from reconciler.aside import share_the_process
-from reconciler.core.conditions import FETCH_FAILED, RECONCILING
+from reconciler.core.conditions import FETCH_FAILED, RECONCILING, is_working
 from reconciler.core.errors import RegopsError
 from reconciler.core.versions import Retention
 from reconciler.loop import Loop, StatusKeeper
 from reconciler.metrics import FleetMetrics, LoopMetrics, ReceiptMetrics, RecorderMetrics, StoreMetrics
 from reconciler.pass_log import PassLog
+from reconciler.progress import Progress
+from reconciler.proving import Prover
 from reconciler.receipt_recorder import ReceiptRecorder
 from reconciler.recorder import Recorder
 from reconciler.settings import Settings
-from reconciler.triggers import DriftWatch, Mailbox, watch_files
+from reconciler.triggers import DriftWatch, Kind, Mailbox, watch_files
 from regops import compose
 from regops.api_side import Engine, open_api
 from regops.auditing import open_audit
@@ -60,7 +63,10 @@ async def serve(settings: Settings, *, api: bool, reconciler: bool) -> None:
     async with contextlib.AsyncExitStack() as stack:
         store = await stack.enter_async_context(compose.open_store(settings.etcd))
         source = await stack.enter_async_context(compose.open_source(settings))
-        judge = await stack.enter_async_context(compose.open_judge(settings, source))
+        works = Works()
+        judge = await stack.enter_async_context(
+            compose.open_judge(settings, source, progress=works.passes, server=True)
+        )
         record = await stack.enter_async_context(compose.open_record(settings.mongo))
         trail = open_audit(settings, source, record.audit if record else None, registry)
         audit = await stack.enter_async_context(trail)
@@ -78,7 +84,7 @@ async def serve(settings: Settings, *, api: bool, reconciler: bool) -> None:
         )
         if record is None:
             log.warning("no record of versions", extra={"remedy": "Set mongo.uri; until then history is Git's alone."})
-        contender = Contender(engine, LoopMetrics(registry))
+        contender = Contender(engine, LoopMetrics(registry), works)
         group = await stack.enter_async_context(asyncio.TaskGroup())
         group.create_task(_watch_health(store, StoreMetrics(registry)), name="etcd health")
         if api:
@@ -108,11 +114,20 @@ async def serve_agent(settings: Settings) -> None:
         await agent.run()
 
 
+@dataclass(frozen=True, slots=True)
+class Works:
+    """The long pieces of work whose progress the status shows: of a pass, and beside the passes."""
+
+    passes: Progress = field(default_factory=Progress)
+    beside: Progress = field(default_factory=Progress)
+
+
 class Contender:
     """Competes for the lead for ever; while leading, runs the loop. `waits_for` says what it lacks."""
 
-    def __init__(self, engine: Engine, metrics: LoopMetrics) -> None:
+    def __init__(self, engine: Engine, metrics: LoopMetrics, works: Works | None = None) -> None:
         settings = engine.settings
+        self._works = works or Works()
         self._engine = engine
         self._settings = settings
         self._metrics = metrics
@@ -144,9 +159,11 @@ class Contender:
     def waits_for(self) -> dict[str, str]:
         """``opa`` until the compiler was up once; ``git`` while this replica leads and never reached the remote."""
         found = {} if self._missing is None else {"opa": self._missing}
-        conditions = {condition.type: condition for condition in self._status.record.conditions}
-        if self.leads and not conditions:
-            found["git"] = "the first pass has not ended yet"
+        record = self._status.record
+        conditions = {condition.type: condition for condition in record.conditions}
+        working = record.last_attempted_revision is None and is_working(record.conditions)
+        if self.leads and (not conditions or working):
+            found["git"] = self._works.passes.says() or "the first pass has not ended yet"
         elif self.leads and FETCH_FAILED in conditions and RECONCILING in conditions:
             found["git"] = conditions[FETCH_FAILED].message
         return found
@@ -171,6 +188,12 @@ class Contender:
         election = Election(engine.store, self._keyspace.leader, own.id, own.lease_ttl)
         reconciler = compose.make_reconciler(self._settings, engine.source, engine.store, engine.judge, engine.tracer)
         journal = PassLog(engine.store, self._keyspace, engine.source, leader=own.id, metrics=self._fleet)
+
+        def proven() -> None:
+            reconciler.reconsider()
+            engine.mailbox.put(Kind.PROVEN)
+
+        prover = Prover(engine.judge, proven, progress=self._works.beside, metrics=self._metrics)
         loop = Loop(
             reconciler,
             engine.mailbox,
@@ -180,8 +203,9 @@ class Contender:
             metrics=self._metrics,
             branch=engine.source,
             recorder=self._recorder,
-            watchers=[engine.audit.passes, *([engine.audit.commits] if engine.audit.commits else [])],
+            watchers=[prover, engine.audit.passes, *([engine.audit.commits] if engine.audit.commits else [])],
             journal=journal,
+            works=[self._works.passes, self._works.beside],
         )
         restarted = self._metrics.watch_restarts.inc
         drift = DriftWatch(engine.store, self._keyspace, engine.mailbox, reconciler, restarted=restarted)
@@ -190,7 +214,7 @@ class Contender:
                 async with election.lead() as leadership, watch_files(git.remote, engine.mailbox):
                     with self._leading():
                         beside = [engine.audit.passes, self._recorder, engine.audit.commits]
-                        recording = [journal.run(), *(each.run() for each in beside if each is not None)]
+                        recording = [journal.run(), prover.run(), *(each.run() for each in beside if each is not None)]
                         recording += [self._receipts.follow()] if self._receipts else []
                         await _first_of(loop.run(leadership), drift.run(), leadership.lost(), *recording)
             except RegopsError as error:

@@ -118,6 +118,8 @@ class Findings:
     drifted: int = 0
     rewritten: bool = False
     suspended: bool = False
+    pending: str = ""
+    """What a changed platform waits for, in a person's words."""
 
 
 def after_pass(found: Findings, before: Iterable[Condition]) -> tuple[Condition, ...]:
@@ -143,6 +145,8 @@ def after_pass(found: Findings, before: Iterable[Condition]) -> tuple[Condition,
         conditions.append(_true(HISTORY_REWRITTEN, "HistoryRewritten", message))
     if stalled:
         conditions.insert(0, _true(STALLED, stalled.reason, stalled.message))
+    elif found.pending and not found.suspended:
+        conditions.insert(0, _true(RECONCILING, "PlatformPending", found.pending))
     conditions.insert(0, _while_suspended(negative, before) if found.suspended else _ready(found, stalled))
     return tuple(replace(condition, observed_generation=found.height) for condition in conditions)
 
@@ -161,9 +165,26 @@ def after_failure(
     return (*(replace(condition, observed_generation=generation) for condition in conditions), *kept)
 
 
+def while_working(message: str, before: Iterable[Condition]) -> tuple[Condition, ...]:
+    """The conditions while something takes long. What else was found before still stands."""
+    before = tuple(before)
+    generation = max((condition.observed_generation for condition in before), default=0)
+    kept = [c for c in before if c.type in {VALIDATION_FAILED, PRUNE_BLOCKED, HISTORY_REWRITTEN, RECORD_DELAYED}]
+    reason = next((c.reason for c in before if c.type == RECONCILING and c.reason == "PlatformPending"), "Progressing")
+    conditions = (Condition(READY, "Unknown", reason, message), _true(RECONCILING, reason, message))
+    return (*(replace(condition, observed_generation=generation) for condition in conditions), *kept)
+
+
+def is_working(conditions: Iterable[Condition]) -> bool:
+    """Whether these are `while_working`: a pass has begun, and nothing is known of its outcome."""
+    return any(condition.type == READY and condition.reason == "Progressing" for condition in conditions)
+
+
 def _ready(found: Findings, stalled: Condition | None) -> Condition:
     if stalled:
         return Condition(READY, "False", stalled.reason, stalled.message)
+    if found.pending:
+        return Condition(READY, "Unknown", "PlatformPending", found.pending)
     return Condition(READY, "True", "ReconciliationSucceeded", f"Applied revision: {found.revision}")
 
 

@@ -9,6 +9,11 @@ REFUSED_BUILTINS: Final = frozenset({"http.send", "net.lookup_ip_addr", "opa.run
 """Refused by default: they reach out of the decision, or read OPA's own environment."""
 
 
+RULES: Final = 1
+"""The rules by which verdicts are found; raised when a change of ours makes another verdict of the same policy. What
+was found by other rules is not remembered."""
+
+
 @dataclass(frozen=True, slots=True)
 class Limits:
     """Bounds and switches of validation; a verdict depends on all of them, so they belong into a verdict's key.
@@ -25,3 +30,8 @@ class Limits:
     namespace: Literal["enforce", "warn"] = "enforce"
     rego_v0: Literal["warn", "refuse"] = "warn"
     refused_builtins: frozenset[str] = REFUSED_BUILTINS
+
+    def text(self) -> str:
+        """All of them on one line, the same for equal ones in every process."""
+        found = {name: getattr(self, name) for name in self.__slots__}
+        return repr({**found, "refused_builtins": sorted(self.refused_builtins)})

@@ -148,12 +148,14 @@ class CommitInfo:
 class Verdict:
     """What validation found: valid when ``errors`` is empty.
 
-    ``rego_version`` is the one under which the policy compiles: 0 or 1.
+    ``rego_version`` is the one under which the policy compiles: 0 or 1. ``lasting``: it would be the same another time;
+    that something took too long would perhaps not.
     """
 
     errors: tuple[FileError, ...] = ()
     warnings: tuple[FileError, ...] = ()
     rego_version: int = 1
+    lasting: bool = True
 
     @property
     def valid(self) -> bool:

@@ -219,7 +219,7 @@ class OpaCompiler:
                 return (await self._inspect([old]))[item.policy]
         except TimeoutError:
             message = f"compiling took longer than {self._timeout:g} s: simplify the policy"
-            return Verdict((FileError(item.file, message, 1, 1),))
+            return Verdict((FileError(item.file, message, 1, 1),), lasting=False)
         chosen = second if any(words in str(first.errors) for words in _V0_WORDS) else first
         clashes = await self._clashes(item) if _CLASH in f"{chosen.message} {chosen.errors}" else ()
         return Verdict(clashes or self._errors(item, chosen))
