@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric
 
 from reconciler.core.ports import StoreHealth
 
@@ -79,13 +79,13 @@ class FleetMetrics:
             registry=registry,
             buckets=SECONDS,
         )
-        self.agents = Gauge(
+        self.agents = _Asked(
             "regops_fleet_agents",
             "OPAs by what they prove, by state: current, behind, unknown, stale, errors.",
             ("datacentre", "state"),
             registry=registry,
         )
-        self.receipts = Gauge(
+        self.receipts = _Asked(
             "regops_fleet_receipts",
             "OPAs by the commit that they prove, its first 12 digits: the five most frequent ones, and other.",
             ("commit",),
@@ -96,21 +96,48 @@ class FleetMetrics:
             "Since when something is applied that an OPA which reports does not enforce yet; 0 when all do.",
             registry=registry,
         )
+        for to in ("applied", "enforced", "everywhere"):
+            self.propagation.labels(to)
 
-    def show(self, counts: Mapping[str, Mapping[str, int]], commits: Mapping[str, int]) -> None:
-        """The fleet as it is now; children of what is no more go."""
-        self.agents.clear()
-        for datacentre, marks in counts.items():
-            for state in ("current", "behind", "unknown", "stale", "errors"):
-                self.agents.labels(datacentre, state).set(marks.get(state, 0))
-        self.receipts.clear()
-        for commit, number in commits.items():
-            self.receipts.labels(commit).set(number)
+    def took(self, to: str, seconds: float) -> None:
+        """See `regops_propagation_seconds`."""
+        self.propagation.labels(to).observe(seconds)
+
+    def follow(
+        self,
+        counts: Callable[[], Mapping[str, Mapping[str, int]]],
+        commits: Callable[[], Mapping[str, int]],
+        lag: Callable[[], float],
+    ) -> None:
+        """What to ask, from here on, when the metrics are read: no sooner, as one event of one OPA should not have the
+        whole fleet counted."""
+        states = ("current", "behind", "unknown", "stale", "errors")
+        self.agents.ask = lambda: {
+            (datacentre, state): marks.get(state, 0) for datacentre, marks in counts().items() for state in states
+        }
+        self.receipts.ask = lambda: {(commit,): number for commit, number in commits().items()}
+        self.lag.set_function(lag)
 
     def clear(self) -> None:
         """Another replica tells from here on."""
-        self.agents.clear()
-        self.receipts.clear()
+        for each in (self.agents, self.receipts):
+            each.ask = None
+            each.clear()
+        self.lag.set_function(lambda: 0.0)
+
+
+class _Asked(Gauge):
+    """A gauge that asks for its values when it is read; children of what is no more go."""
+
+    ask: Callable[[], Mapping[tuple[str, ...], float]] | None = None
+
+    def collect(self) -> Iterable[Metric]:
+        """See `Collector.collect`."""
+        if self.ask is not None:
+            self.clear()
+            for labels, value in self.ask().items():
+                self.labels(*labels).set(value)
+        return super().collect()
 
 
 class StoreMetrics:

@@ -190,7 +190,10 @@ class Contender:
                 async with election.lead() as leadership, watch_files(git.remote, engine.mailbox):
                     with self._leading():
                         beside = [engine.audit.passes, self._recorder, engine.audit.commits]
-                        recording = [journal.run(), *(each.run() for each in beside if each is not None)]
+                        recording = [
+                            journal.run(leadership.fence),
+                            *(each.run() for each in beside if each is not None),
+                        ]
                         recording += [self._receipts.follow()] if self._receipts else []
                         await _first_of(loop.run(leadership), drift.run(), leadership.lost(), *recording)
             except RegopsError as error:

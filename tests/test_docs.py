@@ -49,6 +49,8 @@ def metric_families() -> dict[str, tuple[tuple[str, ...], str]]:
     for _, kind in inspect.getmembers(
         metrics, lambda kind: inspect.isclass(kind) and kind.__module__ == metrics.__name__
     ):
+        if issubclass(kind, MetricWrapperBase):
+            continue
         for metric in filter(
             lambda found: isinstance(found, MetricWrapperBase), vars(kind(CollectorRegistry())).values()
         ):
