@@ -67,9 +67,7 @@ class PassLog:
         self._newest_written = datetime.min.replace(tzinfo=UTC)
         self._fence: Fence | None = None
         self._fleet = FleetState(keyspace)
-        self._following = Following(
-            self._fleet, took=lambda to, seconds: metrics.propagation.labels(to).observe(seconds)
-        )
+        self._following = Following(self._fleet, took=metrics.took)
         self._metrics = metrics
         self._applied: str | None = None
         self._concluding = asyncio.Lock()

@@ -83,8 +83,31 @@ class _Pushes:
         self._metrics.push_seconds.observe(seconds)
         self._metrics.push_writes.observe(writes)
 
+    def committed(self, commits: int) -> None:
+        self._metrics.commits.inc(commits)
+
     async def intends(self, commits: Mapping[str, Write]) -> None:
         await self._journal.intends(commits)
+
+
+class _Restarts:
+    """Counts how often the mirror that the API answers by lost sight of etcd."""
+
+    def __init__(self, metrics: ApiMetrics) -> None:
+        self._metrics = metrics
+
+    def advanced(self, how: str, seconds: float, policies_read: int) -> None:
+        """No news here."""
+
+    def kept(self, reason: str) -> None:
+        """The same."""
+
+    def lost(self, error: RegopsError) -> None:
+        del error
+        self._metrics.mirror_restarts.inc()
+
+    def resumed(self) -> None:
+        self._metrics.mirror_restarts.inc()
 
 
 class Candidacy(Protocol):
@@ -102,9 +125,9 @@ async def open_api(engine: Engine, group: asyncio.TaskGroup, candidacy: Candidac
     """The API on its port, and its background tasks in ``group``, as long as the block runs."""
     settings, store = engine.settings, engine.store
     space = compose.keyspace(settings.etcd)
-    mirror, fleet = Mirror(store, space), Fleet(store, space)
-    held = Followed(store, Range(space.helds, prefix=True), decode=lambda kv: Held.decode(kv.value))
     metrics, journal = ApiMetrics(engine.registry), Journal(settings.server.state)
+    mirror, fleet = Mirror(store, space, observer=_Restarts(metrics)), Fleet(store, space)
+    held = Followed(store, Range(space.helds, prefix=True), decode=lambda kv: Held.decode(kv.value))
     left = await asyncio.to_thread(journal.left)
     judge = EditJudge(engine.judge, _live_platform(mirror, lambda: space.held(PLATFORM) in held.values))
     told = _Told(engine, candidacy)
