@@ -52,14 +52,23 @@ class Tracer(Protocol):
 
     enabled: bool
 
-    def span(self, name: str, parent: str | None = None, kind: str = "internal") -> SpanBlock:
-        """A span around a block of work; an error that leaves the block fails it."""
+    def span(
+        self, name: str, parent: str | None = None, kind: str = "internal", *, start: datetime | None = None
+    ) -> SpanBlock:
+        """A span around a block of work; an error that leaves the block fails it. ``start``: it began before."""
         ...
 
     def record(
-        self, name: str, start: datetime, end: datetime, parent: str | None = None, **attributes: Attribute
+        self,
+        name: str,
+        start: datetime,
+        end: datetime,
+        parent: str | None = None,
+        *,
+        link: str | None = None,
+        **attributes: Attribute,
     ) -> None:
-        """Work that is over already."""
+        """Work that is over already. ``link``: the context of a span, of another trace, that it was part of."""
         ...
 
 
@@ -97,13 +106,22 @@ class NoTracer:
 
     enabled = False
 
-    def span(self, name: str, parent: str | None = None, kind: str = "internal") -> SpanBlock:
+    def span(
+        self, name: str, parent: str | None = None, kind: str = "internal", *, start: datetime | None = None
+    ) -> SpanBlock:
         """The same object, always."""
-        del name, parent, kind
+        del name, parent, kind, start
         return _NOTHING
 
     def record(
-        self, name: str, start: datetime, end: datetime, parent: str | None = None, **attributes: Attribute
+        self,
+        name: str,
+        start: datetime,
+        end: datetime,
+        parent: str | None = None,
+        *,
+        link: str | None = None,
+        **attributes: Attribute,
     ) -> None:
         """Nothing."""
 
