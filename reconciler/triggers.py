@@ -24,7 +24,7 @@ from watchdog.observers import Observer
 from reconciler.core.errors import CompactedError, DivergedError, RegopsError
 from reconciler.core.keyspace import Keyspace
 from reconciler.core.ports import KeyValueStore, Range, WatchBatch
-from reconciler.core.tracing import traceparent
+from reconciler.core.tracing import context_in
 
 log = logging.getLogger(__name__)
 
@@ -149,7 +149,7 @@ class DriftWatch:
                 drift = any(event.kv.key.startswith(self._keyspace.policies) for event in foreign)
                 words = [event.kv.value for event in foreign if event.kv.key == self._keyspace.pushed]
                 hooks = [word for word in words if word.startswith(HOOKED)]
-                trace = traceparent(hooks[-1].removeprefix(HOOKED).decode("ascii", "replace")) if hooks else None
+                trace = context_in(hooks[-1].removeprefix(HOOKED).decode("ascii", "replace")) if hooks else None
                 self._look(Kind.DRIFT if drift else Kind.HOOK if hooks else Kind.REQUEST, trace)
 
     def _look(self, kind: Kind, trace: str | None = None) -> None:

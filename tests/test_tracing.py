@@ -22,9 +22,11 @@ from fixtures.opa import find_opa
 from reconciler.adapters.opa import OpaCompiler
 from reconciler.adapters.otel import OtelTracer
 from reconciler.core.errors import StalledError, TransientError
+from reconciler.core.model import project_policy
 from reconciler.core.ports import Identity
 from reconciler.core.records import Applied
-from reconciler.core.tracing import NO_TRACER, trace_id, traceparent
+from reconciler.core.tracing import NO_TRACER, STATE_MOST, context_in, context_of, parent_of, trace_id, traceparent
+from reconciler.edits import Write
 from reconciler.settings import LoopSettings, TracingSettings
 from reconciler.triggers import Kind
 from regops import compose
@@ -63,6 +65,48 @@ def tracer_of(endpoint: str, **more: float) -> OtelTracer:
 )
 def test_a_trace_context_is_read_by_the_letter_of_the_standard(text: str | None, read: str | None) -> None:
     assert traceparent(text) == read
+
+
+@pytest.mark.parametrize(
+    ("states", "passed_on"),
+    [
+        ([], ""),
+        (["", " , "], ""),
+        (["a=1,b@c=x-y z"], " a=1,b@c=x-y z"),
+        (["a=1 ,", "\tb=2"], " a=1,b=2"),
+        (["a=1,B=2"], ""),
+        (["a=1,b"], ""),
+        (["a=1,b=1=2"], ""),
+        (["a=1\n"], ""),
+        ([",".join(f"k{number}=1" for number in range(40))], f" {','.join(f'k{number}=1' for number in range(32))}"),
+        ([f"a={'x' * 250}", f"b={'y' * 250}", "c=1,d=12345"], f" a={'x' * 250},b={'y' * 250},c=1"),
+        (["x" * 10_000], ""),
+    ],
+)
+def test_the_state_of_a_trace_is_passed_on_within_its_bounds(states: list[str], passed_on: str) -> None:
+    context = context_of(GIVEN, states)
+    assert context == f"{GIVEN}{passed_on}"
+    assert len(context) <= len(GIVEN) + 1 + STATE_MOST
+    assert (context_in(context), parent_of(context), trace_id(context)) == (context, GIVEN, TRACE)
+    assert context_of(None, states) is None
+
+
+async def test_every_span_of_a_trace_has_its_state_and_no_commit_does(collector: Collector) -> None:
+    tracer = tracer_of(collector.url)
+    with (
+        tracer.span("outer", context_of(GIVEN, ["vendor=a-b"]), "server") as outer,
+        tracer.span("inner", outer.context),
+    ):
+        pass
+    await tracer.close()
+    assert {name: spans[0].state for name, spans in collector.of(TRACE).items()} == dict.fromkeys(
+        ("outer", "inner"), "vendor=a-b"
+    )
+    ann = Identity("Ann", "ann@example.org")
+    write = Write(project_policy("a"), lambda _: None, ann, "ann", "r1", trace=outer.context)
+    assert traceparent(dict(write.trailers())["Trace-Parent"]) == parent_of(outer.context or ""), (
+        "it is for all to read"
+    )
 
 
 async def test_spans_are_sent_in_the_trace_that_they_were_given(collector: Collector) -> None:
@@ -200,7 +244,7 @@ async def test_a_webhook_begins_the_trace_of_what_it_brings(
         for number, how in enumerate(("mailbox", "key"), 1):
             trace = f"{number}" * 32
             head = source.commit({"policies/projects/a/rego.rego": f"package projects.a\n\nx := {number}\n".encode()})
-            given = f"00-{trace}-{SPAN}-01"
+            given = f"00-{trace}-{SPAN}-01 vendor=a-b"
             if how == "mailbox":
                 engine.mailbox.put(Kind.HOOK, given)
             else:
@@ -219,6 +263,7 @@ async def test_a_webhook_begins_the_trace_of_what_it_brings(
     (own_pass,) = collector.above(apply)
     assert own_pass.parent == SPAN
     assert own_pass.attributes["regops.wrote"] is True
+    assert {each.state for each in collector.spans if each.trace in {"1" * 32, "2" * 32}} == {"vendor=a-b"}
     assert {each.parent for each in spans["etcd.txn"]} == {apply.id}
 
 

@@ -19,7 +19,7 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
-from opentelemetry.trace import NonRecordingSpan, SpanContext, SpanKind, Status, StatusCode, TraceFlags
+from opentelemetry.trace import NonRecordingSpan, SpanContext, SpanKind, Status, StatusCode, TraceFlags, TraceState
 
 from reconciler.core.tracing import Attribute
 
@@ -106,7 +106,8 @@ class _Block:
     def __init__(self, span: trace.Span) -> None:
         self._span = span
         found = span.get_span_context()
-        self.context: str | None = f"00-{found.trace_id:032x}-{found.span_id:016x}-{int(found.trace_flags):02x}"
+        parent = f"00-{found.trace_id:032x}-{found.span_id:016x}-{int(found.trace_flags):02x}"
+        self.context: str | None = f"{parent} {found.trace_state.to_header()}" if found.trace_state else parent
 
     def __enter__(self) -> Self:
         return self
@@ -127,15 +128,22 @@ class _Block:
 
 
 def _context(parent: str | None) -> Any:
-    """The context of a traceparent; an empty one begins a trace, whatever else runs in this thread."""
+    """What OpenTelemetry calls a context; an empty one begins a trace, whatever else runs in this thread."""
     if parent is None:
         return trace.set_span_in_context(trace.INVALID_SPAN)
     return trace.set_span_in_context(NonRecordingSpan(_span_context(parent)))
 
 
-def _span_context(parent: str) -> SpanContext:
+def _span_context(context: str) -> SpanContext:
+    parent, _, state = context.partition(" ")
     _, trace_id, span_id, flags = parent.split("-")
-    return SpanContext(int(trace_id, 16), int(span_id, 16), is_remote=True, trace_flags=TraceFlags(int(flags, 16)))
+    return SpanContext(
+        int(trace_id, 16),
+        int(span_id, 16),
+        is_remote=True,
+        trace_flags=TraceFlags(int(flags, 16)),
+        trace_state=TraceState.from_header([state]) if state else None,
+    )
 
 
 def _nanoseconds(at: datetime) -> int:

@@ -22,7 +22,7 @@ from fixtures.etcd import EtcdServer, eventually, free_port
 from fixtures.host import Host
 from fixtures.opa import OpaServer
 from fixtures.replicas import World, open_world, rego
-from fixtures.servers import environment, inherited, server
+from fixtures.servers import ServerProcess, environment, inherited, server
 
 from reconciler.agent.opa_config import opa_config
 from reconciler.settings import AgentSettings, GitSettings, HooksSettings, Settings, TracingSettings
@@ -128,8 +128,8 @@ async def agent(settings: Settings, folder: Path) -> AsyncIterator[None]:
         await eventually(opa.healthy, SECONDS)
         yield
     finally:
-        await opa.stop()
         process.send_signal(signal.SIGTERM)
+        await opa.stop()
         assert await asyncio.to_thread(process.wait, 15) == 0, (folder / "agent.log").read_text()
 
 
@@ -147,14 +147,13 @@ async def hook(world: World, url: str, trace: str) -> None:
     assert await asyncio.to_thread(post) == 202, world.remote.head
 
 
-async def test_a_webhook_is_one_trace_from_the_hosts_request_to_opas_proof(
-    tmp_path: Path, etcd_server: EtcdServer, collector: Collector
-) -> None:
-    """Nothing else makes the leader look here: the remote is no folder of this machine, and the poll is hours away."""
-    trace = "c" * 31 + "1"
-    secrets = tmp_path / "secrets"
+@contextlib.asynccontextmanager
+async def hooked(folder: Path, etcd: EtcdServer, collector: Collector) -> AsyncIterator[tuple[World, ServerProcess]]:
+    """A server that nothing but webhooks makes look (the remote is no folder of this machine, and the poll is hours
+    away), and an agent; both are ended by SIGTERM."""
+    secrets = folder / "secrets"
     secrets.write_text(f"{SECRET}\n")
-    async with open_world(tmp_path, etcd_server) as world:
+    async with open_world(folder, etcd) as world:
         host = Host(world.remote)
         await host.start()
         changed = {
@@ -162,17 +161,42 @@ async def test_a_webhook_is_one_trace_from_the_hosts_request_to_opas_proof(
             "hooks": HooksSettings(secrets_file=secrets),
             "tracing": TracingSettings(endpoint=collector.url, timeout=30.0),
         }
-        beside = AgentSettings(id="one", port=free_port(), state=tmp_path / "agent")
+        beside = AgentSettings(id="one", port=free_port(), state=folder / "agent")
         try:
             async with (
                 server(world, "hooked", **changed) as process,
-                agent(world.settings("hooked", **changed, agent=beside), tmp_path),
+                agent(world.settings("hooked", **changed, agent=beside), folder),
             ):
-                head = world.remote.commit({"policies/projects/alpha/rego.rego": rego("alpha", "hooked").encode()})
-                await hook(world, process.url, trace)
-                spans = await asyncio.to_thread(arrived, collector, trace, PASS | AGENT | {"POST /hooks/generic"})
+                yield world, process
         finally:
             await host.stop()
+
+
+async def test_a_webhook_is_one_trace_from_the_hosts_request_to_opas_proof(
+    tmp_path: Path, etcd_server: EtcdServer, collector: Collector
+) -> None:
+    trace = "c" * 31 + "1"
+    async with hooked(tmp_path, etcd_server, collector) as (world, process):
+        head = world.remote.commit({"policies/projects/alpha/rego.rego": rego("alpha", "hooked").encode()})
+        await hook(world, process.url, trace)
+        spans = await asyncio.to_thread(arrived, collector, trace, PASS | AGENT | {"POST /hooks/generic"})
     (activation,) = spans["opa.activate"]
     assert [each.name for each in collector.above(activation)] == ["regops.apply", "regops.pass", "POST /hooks/generic"]
     assert activation.attributes["vcs.ref.head.revision"] == head
+
+
+async def test_a_server_and_an_agent_that_are_told_to_end_send_what_they_have_yet(
+    tmp_path: Path, etcd_server: EtcdServer, collector: Collector
+) -> None:
+    trace = "d" * 31 + "1"
+    async with hooked(tmp_path, etcd_server, collector) as (world, process):
+        head = world.remote.commit({"policies/projects/alpha/rego.rego": rego("alpha", "last").encode()})
+        await hook(world, process.url, trace)
+
+        async def proven() -> bool:
+            (agent,) = (await process.get("/fleet")).body["agents"]
+            return str(agent["enforced_revision"]).endswith(head)
+
+        await eventually(proven, SECONDS)
+        await process.get("/fleet", traceparent=f"00-{trace}-{'b' * 16}-01")
+    assert collector.of(trace).keys() >= PASS | AGENT | {"POST /hooks/generic", "GET /fleet"}
