@@ -10,12 +10,12 @@ from aiohttp import web
 
 from api import keys
 from api.auth import Action, Caller, may_read, path_segments
-from api.fleet_at import fleet_now
+from api.fleet_at import present
 from api.passes import narrowed_pass
-from api.policy_status import passes_known, policy_view
+from api.policy_status import policy_view
 from api.problems import ProblemError
 from api.requests import authorized, caller_of, number, policy_of
-from api.statusview import narrowed, narrowed_agents, status_document
+from api.statusview import Observed, counted, narrowed, narrowed_agents, status_document
 from api.ui import session
 from api.ui.comparing import Compared, compared, shown_of
 from api.ui.frame import page, page_aside, see_other
@@ -35,6 +35,7 @@ _VERSIONS: Final = 20
 _HISTORY: Final = 50
 _TEXT: Final = 262_144
 """Bytes of a policy's text that a page shows."""
+_AWAY: Final = "etcd cannot be read"
 _ORDER: Final = {"unknown": 1, "behind": 0, "current": 2}
 
 
@@ -48,19 +49,18 @@ def _readable(caller: Caller) -> Callable[[PolicyName], bool]:
 async def overview(request: web.Request) -> web.Response:
     """What is live, what is held and why, who enforces it, what happened last."""
     caller = await authorized(request, None, Action.READ)
-    seen = await request.app[keys.OBSERVER].look()
-    status = narrowed(status_document(seen, request.app[keys.PLACE], datetime.now(UTC)), _readable(caller))
-    known, passes_error = await _passes(request)
-    agents, fleet_error = await _agents(request, caller)
+    seen, place = await request.app[keys.OBSERVER].look(), request.app[keys.PLACE]
+    known, passes_error = await _passes(request, seen)
 
     def facts() -> dict[str, Any]:
-        passes = _entries(known, caller)
+        now = datetime.now(UTC)
+        agents, passes = _agents(seen, known, place["branch"], caller, now), _entries(known, caller)
         return {
-            "status": status,
+            "status": narrowed(status_document(seen, place, now), _readable(caller)),
             "agents": agents[:_CELLS],
             "agents_more": max(0, len(agents) - _CELLS),
             "stragglers": [each for each in agents if each["status"] != "current" or each["error"]][:_ROWS],
-            "fleet_error": fleet_error,
+            "fleet_error": "" if seen.reachable else _AWAY,
             "passes": passes[:_RECENT],
             "passes_error": passes_error,
             "plot": plot_of(passes),
@@ -74,13 +74,21 @@ async def fleet(request: web.Request) -> web.Response:
     """Each OPA in a row."""
     caller = await authorized(request, None, Action.READ)
     start = number(request, "page", 1, 10_000)
-    agents, fleet_error = await _agents(request, caller)
-    pages = max(1, -(-len(agents) // _ROWS))
-    shown = agents[(start - 1) * _ROWS : start * _ROWS]
-    seen = await request.app[keys.OBSERVER].look()
-    totals = status_document(seen, request.app[keys.PLACE], datetime.now(UTC))["fleet"]
-    facts = {"agents": shown, "totals": totals, "number": start, "pages": pages, "fleet_error": fleet_error}
-    return await page_aside(request, "fleet.html", lambda: facts)
+    seen, place = await request.app[keys.OBSERVER].look(), request.app[keys.PLACE]
+    known, _ = await _passes(request, seen)
+
+    def facts() -> dict[str, Any]:
+        now = datetime.now(UTC)
+        agents = _agents(seen, known, place["branch"], caller, now)
+        return {
+            "agents": agents[(start - 1) * _ROWS : start * _ROWS],
+            "totals": status_document(seen, place, now)["fleet"],
+            "number": start,
+            "pages": max(1, -(-len(agents) // _ROWS)),
+            "fleet_error": "" if seen.reachable else _AWAY,
+        }
+
+    return await page_aside(request, "fleet.html", facts)
 
 
 async def history(request: web.Request) -> web.Response:
@@ -98,27 +106,32 @@ async def history(request: web.Request) -> web.Response:
     return await page_aside(request, "history.html", facts)
 
 
-async def _passes(request: web.Request) -> tuple[Sequence[PassRecord], str]:
-    """The log of passes; what was last known of it, and why, while etcd cannot be read."""
+async def _passes(request: web.Request, seen: Observed | None = None) -> tuple[Sequence[PassRecord], str]:
+    """The log of passes; what was last known of it, and why, while etcd cannot be read. It is not asked again where
+    that was ``seen`` already: each question takes its time to fail."""
     observer = request.app[keys.OBSERVER]
+    if seen is not None and not seen.reachable:
+        return observer.last_passes, _AWAY
     try:
         return await observer.passes(), ""
-    except RegopsError as error:
-        return observer.last_passes, str(error)
+    except RegopsError:
+        return observer.last_passes, _AWAY
 
 
 def _entries(passes: Sequence[PassRecord], caller: Caller) -> list[dict[str, Any]]:
     return [narrowed_pass(each.document(), _readable(caller)) for each in passes]
 
 
-async def _agents(request: web.Request, caller: Caller) -> tuple[list[dict[str, Any]], str]:
-    """Stragglers first; nothing, and why, while etcd cannot be read."""
-    try:
-        agents = (await fleet_now(request.app))["agents"]
-    except RegopsError as error:
-        return [], str(error)
-    shown = narrowed_agents(agents, _readable(caller))
-    return sorted(shown, key=lambda each: (_ORDER[each["status"]], each["datacentre"], each["id"])), ""
+def _agents(
+    seen: Observed, passes: Sequence[PassRecord], branch: str, caller: Caller, now: datetime
+) -> list[dict[str, Any]]:
+    """Stragglers first; nothing while etcd cannot be read."""
+    found = [present(each, seen, branch, passes) for each in counted(seen, now)] if seen.reachable else []
+    return _stragglers_first(narrowed_agents(found, _readable(caller)))
+
+
+def _stragglers_first(agents: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return sorted(agents, key=lambda each: (_ORDER[each["status"]], each["datacentre"], each["id"]))
 
 
 # --- policies --------------------------------------------------------------------------------------------------------
@@ -187,12 +200,12 @@ async def _policy_page(
     if name not in view.known and not past:
         raise ProblemError(404, "not_found", f"there never was a policy {name}")
     live = view.state.policies.get(name)
-    agents = narrowed_agents(view.enforced_by(name, await passes_known(request.app)), _readable(caller))
-    agents.sort(key=lambda each: (_ORDER[each["status"]], each["datacentre"], each["id"]))
+    known, _ = await _passes(request, view.seen)
     found = await compared(request, name) if past else Compared()
 
     def facts() -> dict[str, Any]:
         rules = rules_of(name, live.content.rego) if live else []
+        agents = _stragglers_first(narrowed_agents(view.enforced_by(name, known), _readable(caller)))
         return {
             "item": view.item(name),
             "address": address_of(name),
