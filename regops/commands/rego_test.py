@@ -19,6 +19,7 @@ from regops.commands.errors import one_line
 Examples:
   regops test                 the policy repository in this folder
   regops test ../policies -v  another one, every test by name
+  regops test --json | jq '.[] | select(.fail)'
 """,
 )
 @click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path), default=".")
@@ -30,9 +31,10 @@ Examples:
     help="Folder of the policies inside it (setting git.path: policies).",
 )
 @click.option("-v", "--verbose", is_flag=True, help="Name every test.")
+@click.option("--json", "as_json", is_flag=True, help="Print OPA's results as JSON: a list, one member for each test.")
 @click.option("--config", type=click.Path(path_type=Path), envvar="REGOPS_CONFIG", help="Settings file.")
 @one_line
-def rego_test(folder: Path, path: str | None, config: Path | None, *, verbose: bool) -> None:
+def rego_test(folder: Path, path: str | None, config: Path | None, *, verbose: bool, as_json: bool) -> None:
     """Run the Rego unit tests (`*_test.rego`) of a policy repository.
 
     By `opa test -b`, which loads the tree as production does. The exit code is OPA's: 0 when all pass, 2 when one
@@ -43,7 +45,8 @@ def rego_test(folder: Path, path: str | None, config: Path | None, *, verbose: b
     if not policies.is_dir():
         raise click.ClickException(f"{policies} is no folder. Name the folder of the policies with --path.")
     if next(policies.rglob("*_test.rego"), None) is None:
-        click.echo(f"no tests: there is no *_test.rego below {policies}")
+        click.echo(f"no tests: there is no *_test.rego below {policies}", err=as_json)
     opa = compose.opa_binary(settings)
-    words = [str(opa), "test", *(["-v"] if verbose else []), "-b", str(policies)]
+    told = ["--format", "json"] if as_json else ["-v"] if verbose else []
+    words = [str(opa), "test", *told, "-b", str(policies)]
     raise SystemExit(subprocess.run(words, check=False).returncode)  # noqa: S603 a fixed command

@@ -280,7 +280,7 @@ async def test_of_a_pass_a_member_sees_how_many_policies_of_others_it_changed(
         return [" ".join(re.sub("<[^>]+>", " ", row).split()) for row in found]
 
     async def logged() -> bool:
-        return "6 of others" in (await rows())[0]
+        return "6 policies of others" in (await rows())[0]
 
     await eventually(logged)
     said = await rows()

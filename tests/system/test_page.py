@@ -286,7 +286,7 @@ def test_a_member_looks_around_follows_and_tries_a_decision(browser: Browser, de
     commit = dev.push({"policies/projects/others/rego.rego": "package projects.others\n\nx := 1\n"}, "not for ann")
     passes = page.get_by_role("table", name="The last passes")
     expect(passes).to_contain_text(commit[:10], timeout=SOON)
-    expect(passes).to_contain_text("1 of others")
+    expect(passes).to_contain_text("1 policy of others")
     expect(passes).not_to_contain_text("not for ann")
     assert page.evaluate("window.same") is True
     for name in ("Policies", "OPAs", "History"):
