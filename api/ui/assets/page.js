@@ -5,12 +5,14 @@
   const news = document.getElementById("news");
   if (!main || !window.EventSource) return;
   const GATHER = 150; // milliseconds in which news become one
-  const EVERY = 1000; // between two loads, however much happens
+  const EVERY = 1000; // between two loads, however much happens; ten times what the last one took where that is more
+  const SELDOM = 15000; // and not more than this
   const AGAIN = 5000; // after a load that failed
   const FIRST_PAUSE = 1000; // before a stream that was refused is asked for again; it doubles
   const LONGEST_PAUSE = 60000;
   let timer = 0;
   let began = 0; // when the last load did
+  let took = 0;
   let loading = false;
   let again = false;
   let stream = null;
@@ -72,6 +74,7 @@
       setTimeout(soon, AGAIN);
     } finally {
       loading = false;
+      took = Date.now() - began;
       if (again && !typing()) soon();
     }
   };
@@ -79,7 +82,8 @@
   // What is waited for already is not put off: there may be no end of news.
   const soon = () => {
     if (timer) return;
-    timer = setTimeout(() => { timer = 0; again = false; load(); }, Math.max(GATHER, began + EVERY - Date.now()));
+    const next = began + Math.min(SELDOM, Math.max(EVERY, 10 * took));
+    timer = setTimeout(() => { timer = 0; again = false; load(); }, Math.max(GATHER, next - Date.now()));
   };
 
   const listen = (first) => {
