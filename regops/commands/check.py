@@ -24,6 +24,8 @@ from regops.checking.markdown import as_markdown
 from regops.checking.running import Wanted, review
 from regops.checking.text import as_text
 from regops.commands.errors import one_line
+from regops.commands.places import inside
+from regops.revisions import open_snapshot
 
 
 @click.command(
@@ -99,7 +101,7 @@ def check(
     is a warning; exit code 1 means that the change brings an error, that a test fails or covers too little.
     """
     settings = load(config)
-    path = path or settings.git.path
+    path = inside(path) if path is not None else settings.git.path
     if base is not None:
         if commit is not None:
             raise click.UsageError("--commit is for a check without --base: name the revision with --head")
@@ -121,7 +123,7 @@ def check(
 
     async def run() -> tuple[Tree, Resolution]:
         async with (
-            compose.open_snapshot(settings, folder, path=path, revision=commit) as (source, newest),
+            open_snapshot(settings, folder, path=path, revision=commit) as (source, newest),
             compose.open_judge(settings, source) as judge,
         ):
             tree = await source.tree(newest)
