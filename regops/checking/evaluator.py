@@ -29,7 +29,7 @@ UNDEFINED: Final = object()
 """No decision."""
 _ODD: Final = re.compile(r"[+-]?[0-9]+|")
 """Segments of a path that OPA's Data API reads as numbers, or leaves out: only it can say what they lead to."""
-_PLACE: Final = re.compile(r"\S+\.rego:\d+(?::\d+)?:? ?")
+_PLACE: Final = re.compile(r"(?: at)? ?\S+\.rego:\d+(?::\d+)?:?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,10 +104,15 @@ class Evaluator:
 def _failure(document: dict[str, Any], status: int) -> Failed:
     """What went wrong, in OPA's words: the outer message is the same for whatever goes wrong in a rule."""
     errors = [each for each in document.get("errors") or () if isinstance(each, dict)]
-    if not errors:
-        return Failed(_PLACE.sub("", str(document.get("message") or status)))
-    told = sorted({f"{each.get('code', '')}: {_PLACE.sub('', str(each.get('message', '')))}" for each in errors})
-    return Failed("; ".join(told))
+    told = {f"{each.get('code', '')}: {_placeless(each.get('message'))}" for each in errors}
+    if told:
+        return Failed("; ".join(sorted(told)))
+    said = str(document.get("message") or status)
+    return Failed(_placeless(said.partition("\n")[0]))  # below it stands what else could have been asked for
+
+
+def _placeless(message: object) -> str:
+    return " ".join(_PLACE.sub("", str(message)).split())
 
 
 @contextlib.asynccontextmanager
