@@ -53,7 +53,7 @@ A pull request, or any two revisions:
     metavar="FOLDER",
     help="Folder of the policies inside it (setting git.path: policies).",
 )
-@click.option("--base", metavar="REV", help="Compare with where the files, or --head, left this revision.")
+@click.option("--base", metavar="REV", help="Show what changed since this revision was left; judge the merge with it.")
 @click.option("--head", metavar="REV", help="With --base: the other revision.  [default: the files in the folder]")
 @click.option("--no-tests", is_flag=True, help="With --base: leave the Rego unit tests out.")
 @click.option("--min-coverage", type=click.FloatRange(0, 100), metavar="PERCENT", help="With --base: of what changes.")
@@ -96,9 +96,10 @@ def check(
     Prints file:line:column for each error and exits with 1 when a policy is invalid. The same grammar, limits,
     namespace rules and compiler as in a server; needs the `opa` command (`make setup` builds it) and no server.
 
-    With --base it reviews a change: what it creates, updates and deletes, what it would break elsewhere, whether the
-    Rego unit tests pass and what they cover, and with --replay which recorded decisions flip. What was invalid before
-    is a warning; exit code 1 means that the change brings an error, that a test fails or covers too little.
+    With --base it reviews a change: what it creates, updates and deletes, what it would break elsewhere once it is
+    merged, whether the Rego unit tests pass and what they cover, and with --replay which recorded decisions flip. What
+    is invalid or fails without the change too is a warning, and so is a deletion that the guard would block; exit code
+    1 means that the change brings an error, that a test fails by it or covers too little.
     """
     settings = load(config)
     path = inside(path) if path is not None else settings.git.path
