@@ -90,13 +90,13 @@ def _decision(place: str, document: dict[str, Any], size: int) -> Read:
     if not {"path", "query", "decision_id", "input"} & document.keys():
         return Unreadable(f"{place}: no decision of OPA: neither path nor decision_id")
     path = document.get("path")
-    hidden = [document.get(name) or [] for name in ("erased", "masked")]
-    if not all(isinstance(each, list) for each in hidden):
+    erased, masked = document.get("erased") or [], document.get("masked") or []
+    if not (isinstance(erased, list) and isinstance(masked, list)):
         return Unreadable(f"{place}: no decision of OPA: erased and masked are lists")
-    pointers = [str(each) for several in hidden for each in several]
+    pointers = [str(each) for each in (*erased, *masked)] if erased or masked else []
     if not isinstance(path, str) or not path.strip("/"):
         return Skipped("a query without a path")
-    if any(_below(each, "/input") for each in pointers):
+    if pointers and any(_below(each, "/input") for each in pointers):
         return Skipped("a part of its input was erased or masked")
     segments = tuple(path.strip("/").split("/"))
     if segments[0] not in {"platform", "projects"} or printable(path) != path:
@@ -110,14 +110,14 @@ def _decision(place: str, document: dict[str, Any], size: int) -> Read:
         id=printable(str(document.get("decision_id") or place)),
         nondeterministic=bool(document.get("nd_builtin_cache")),
         failed=bool(document.get("error")),
-        told=not any(_below(each, "/result") for each in pointers),
+        told=not (pointers and any(_below(each, "/result") for each in pointers)),
         size=size,
     )
 
 
 def printable(text: str) -> str:
     """JSON can name half a character, which no output takes: it is shown as JSON writes it."""
-    return text.encode("utf-8", "backslashreplace").decode()
+    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
 
 
 def _below(pointer: str, top: str) -> bool:

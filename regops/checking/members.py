@@ -55,6 +55,7 @@ class Members:
         self._text = ""
         self._at = 0
         self._line = self._column = 1
+        self._ascii = True
         self._ended = False
 
     def __iter__(self) -> Iterator[Member | Unparsed]:
@@ -104,13 +105,14 @@ class Members:
                 return self._taken(value, end)
 
     def _taken(self, value: Any, end: int) -> tuple[Any, int] | str:
-        text = self._text[self._at : end]
-        try:
-            text.isascii() or text.encode()
-        except UnicodeEncodeError:
-            return "no UTF-8"
+        size = end - self._at
+        if not self._ascii:
+            try:
+                self._text[self._at : end].encode()
+            except UnicodeEncodeError:
+                return "no UTF-8"
         self._advance(end)
-        return value, len(text)
+        return value, size
 
     def _skip_line(self, column: int) -> None:
         """Go to the next line that may begin another object; one that is indented deeper belongs to the one, begun at
@@ -134,6 +136,7 @@ class Members:
         data = self._stream.read(max(self._chunk, len(waiting)))
         self._ended = not data
         self._text, self._at = waiting + self._bytes.decode(data, final=self._ended), 0
+        self._ascii = self._text.isascii()
         return len(self._text) > len(waiting) or not self._ended
 
     def _advance(self, end: int) -> None:
