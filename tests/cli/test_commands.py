@@ -146,7 +146,7 @@ def test_the_unit_tests_of_a_tree_decide_the_exit_code(tmp_path: Path, capfd: py
         done = CliRunner().invoke(main, ["test", str(tmp_path)])
         return done.exit_code, done.output + capfd.readouterr().out
 
-    assert run(None) == (0, f"no tests: there is no *_test.rego below {tmp_path}/policies\n")
+    assert run(None) == (0, f"no tests: there is no *_test.rego beside a policy below {tmp_path}/policies\n")
     assert run("test_x if data.platform.x == 1") == (0, "PASS: 1/1\n")
     code, said = run("test_x if data.platform.x == 2")
     assert (code, "FAIL: 1/1" in said) == (2, True)
