@@ -7,6 +7,7 @@ import contextlib
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Final, Protocol
 
 from aiohttp import web
@@ -102,7 +103,8 @@ async def open_api(engine: Engine, group: asyncio.TaskGroup, candidacy: Candidac
     """The API on its port, and its background tasks in ``group``, as long as the block runs."""
     settings, store = engine.settings, engine.store
     space = compose.keyspace(settings.etcd)
-    mirror, fleet = Mirror(store, space), Fleet(store, space)
+    forget_after = timedelta(seconds=settings.server.forget_agents_after)
+    mirror, fleet = Mirror(store, space), Fleet(store, space, forget_after=forget_after)
     held = Followed(store, Range(space.helds, prefix=True), decode=lambda kv: Held.decode(kv.value))
     metrics, journal = ApiMetrics(engine.registry), Journal(settings.server.state)
     left = await asyncio.to_thread(journal.left)
@@ -118,7 +120,7 @@ async def open_api(engine: Engine, group: asyncio.TaskGroup, candidacy: Candidac
     )
     ledger = Ledger(store, space, settings.server.id)
     place = {"remote": settings.git.shown, "branch": settings.git.branch, "path": settings.git.path}
-    observer = Observer(store, space, mirror)
+    observer = Observer(store, space, mirror, forget_after=forget_after)
     board = Board(store, space, observer, place, metrics=metrics, most=settings.api.event_listeners)
     async with open_access(settings.auth, _platform_version(mirror)) as access, open_trial(settings.auth) as trial:
         parts = Parts(
