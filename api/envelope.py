@@ -15,7 +15,7 @@ from aiohttp import web
 from api import keys
 from api.audited import ATTEMPT, attempt_of
 from api.auth import authorization_of
-from api.hooks import PROVIDERS
+from api.hook_proofs import PROVIDERS
 from api.problems import ProblemError, problem_of
 from api.requests import CALLER, TRACE
 from api.ui import session

@@ -254,7 +254,7 @@ class HooksSettings(_Group):
 
     secrets_file: Path | None = None
     """File with the secrets that hooks are signed with, one in a line, several while one replaces another; read again
-    when it changes. Without it hooks are refused."""
+    when it changes, and kept as it was when nothing usable is left in it. Without it hooks are refused."""
     repositories: tuple[str, ...] = ()
     """More URLs of the repository, where the host names it otherwise than `git.remote` does."""
 

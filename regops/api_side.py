@@ -19,7 +19,8 @@ from api.auth import open_access
 from api.events import Board
 from api.fleet import Fleet
 from api.followed import Followed
-from api.hooks import Hooks, Secrets
+from api.hook_secrets import Secrets
+from api.hooks import Hooks
 from api.observing import Observer
 from api.progress import Progress
 from api.ratelimit import Gate
@@ -106,7 +107,8 @@ async def open_api(engine: Engine, group: asyncio.TaskGroup, candidacy: Candidac
     forget_after = timedelta(seconds=settings.server.forget_agents_after)
     mirror, fleet = Mirror(store, space), Fleet(store, space, forget_after=forget_after)
     held = Followed(store, Range(space.helds, prefix=True), decode=lambda kv: Held.decode(kv.value))
-    metrics, journal = ApiMetrics(engine.registry), Journal(settings.server.state)
+    metrics, hook_metrics = ApiMetrics(engine.registry), HookMetrics(engine.registry)
+    journal = Journal(settings.server.state)
     left = await asyncio.to_thread(journal.left)
     judge = EditJudge(engine.judge, _live_platform(mirror, lambda: space.held(PLATFORM) in held.values))
     told = _Told(engine, candidacy)
@@ -143,11 +145,13 @@ async def open_api(engine: Engine, group: asyncio.TaskGroup, candidacy: Candidac
             operations=Operations(store, space),
             history=VersionHistory(engine.source, engine.record.versions if engine.record else None, held=_holds(held)),
             hooks=Hooks(
-                await asyncio.to_thread(Secrets, settings.hooks.secrets_file),
+                await asyncio.to_thread(
+                    Secrets, settings.hooks.secrets_file, unusable=hook_metrics.secrets_unusable.inc
+                ),
                 repositories=(settings.git.remote, *settings.hooks.repositories),
                 branch=settings.git.branch,
                 look=told.hooked,
-                metrics=HookMetrics(engine.registry),
+                metrics=hook_metrics,
             ),
             observer=observer,
             board=board,
