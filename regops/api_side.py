@@ -31,7 +31,7 @@ from reconciler.agent.mirror import Mirror
 from reconciler.audit import Journal
 from reconciler.core.errors import RegopsError, TransientError
 from reconciler.core.model import PLATFORM, BlobIds, PolicyName, policy_name
-from reconciler.core.ports import Branch, KeyValueStore, Put, Range, Source, Transaction
+from reconciler.core.ports import Branch, KeyValueStore, Range, Source
 from reconciler.core.records import Held
 from reconciler.core.tracing import NO_TRACER, Tracer
 from reconciler.core.versions import Hold
@@ -41,13 +41,14 @@ from reconciler.idempotency import Ledger
 from reconciler.metrics import ApiMetrics, HookMetrics, WriterMetrics
 from reconciler.operations import Operations
 from reconciler.settings import Settings
-from reconciler.triggers import HOOKED, Kind, Mailbox
+from reconciler.triggers import Mailbox
 from reconciler.validation import Judge
 from reconciler.version_history import VersionHistory
 from reconciler.writer import Writer
 from regops import compose
 from regops.auditing import Audit
 from regops.recovery import recover
+from regops.telling import Told
 
 log = logging.getLogger(__name__)
 
@@ -111,7 +112,8 @@ async def open_api(engine: Engine, group: asyncio.TaskGroup, candidacy: Candidac
     journal = Journal(settings.server.state)
     left = await asyncio.to_thread(journal.left)
     judge = EditJudge(engine.judge, _live_platform(mirror, lambda: space.held(PLATFORM) in held.values))
-    told = _Told(engine, candidacy)
+    leads = (lambda: candidacy.leads) if candidacy else (lambda: False)
+    told = Told(store, space.pushed, engine.mailbox, leads=leads)
     writer = Writer(
         engine.source,
         engine.source,
@@ -225,44 +227,6 @@ async def _mirrored(source: Source) -> None:
             await asyncio.sleep(_RETRY_SECONDS)
         else:
             return
-
-
-class _Told:
-    """Tells the leader of an accepted push: in this process by its mailbox, elsewhere by a key that it watches."""
-
-    def __init__(self, engine: Engine, candidacy: Candidacy | None) -> None:
-        self._engine = engine
-        self._candidacy = candidacy
-        self._key = compose.keyspace(engine.settings.etcd).pushed
-        self._word = b""
-        self._filled = asyncio.Event()
-
-    def pushed(self, commit: str) -> None:
-        """Called with each new head."""
-        if self._candidacy is not None and self._candidacy.leads:
-            self._engine.mailbox.put(Kind.API)
-        else:
-            self._word = commit.encode()
-            self._filled.set()
-
-    def hooked(self, trace: str | None) -> None:
-        """Called with each webhook."""
-        if self._candidacy is not None and self._candidacy.leads:
-            self._engine.mailbox.put(Kind.HOOK, trace)
-        else:
-            self._word = HOOKED if trace is None else b"%b %b" % (HOOKED, trace.encode())
-            self._filled.set()
-
-    async def run(self) -> None:
-        """Pass the newest commit on. Where that fails, the leader's own polling finds it."""
-        while True:
-            await self._filled.wait()
-            self._filled.clear()
-            put = Put(self._key, self._word)
-            try:
-                await self._engine.store.commit(Transaction((), (put,)))
-            except RegopsError as error:
-                log.warning("leader not told of a push", extra={"reason": error.reason})
 
 
 @contextlib.asynccontextmanager
