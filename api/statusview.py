@@ -135,14 +135,18 @@ def narrowed_agents(agents: list[dict[str, Any]], may_read: Callable[[PolicyName
     an OPA, which name files and lines."""
     if may_read(PLATFORM):
         return agents
-    found = []
-    for agent in agents:
-        kind, colon, names = agent["scope"].partition(":")
-        mine = [name for name in names.split(",") if _mine(name, may_read)] if kind == "projects" else []
-        if kind == "all" or mine:
-            scope = f"{kind}{colon}{','.join(mine)}"
-            found.append({**agent, "scope": scope, "error": _HIDDEN if agent["error"] else agent["error"]})
-    return found
+    found = (narrowed_agent(agent, may_read) for agent in agents)
+    return [agent for agent in found if agent is not None]
+
+
+def narrowed_agent(agent: dict[str, Any], may_read: Callable[[PolicyName], bool]) -> dict[str, Any] | None:
+    """One of them, the very same where nothing is left out; ``None`` for one that answers for other projects only."""
+    kind, colon, names = agent["scope"].partition(":")
+    mine = [name for name in names.split(",") if _mine(name, may_read)] if kind == "projects" else []
+    if kind != "all" and not mine:
+        return None
+    scope, error = f"{kind}{colon}{','.join(mine)}", _HIDDEN if agent["error"] else agent["error"]
+    return agent if (scope, error) == (agent["scope"], agent["error"]) else {**agent, "scope": scope, "error": error}
 
 
 def _mine(project: str, may_read: Callable[[PolicyName], bool]) -> bool:
