@@ -190,9 +190,10 @@ class Loop:
         """Pass after pass until cancelled. The first one of a new leader writes ``applied`` anew."""
         self._renew = True
         self._failures = 0
+        waited = self._mailbox.emptied()
         self._reconciler.invalidate()
         await self._load_status()
-        trigger = Trigger(Kind.START, self._clock())
+        trigger = Trigger(Kind.START, self._clock(), trace=waited)
         while True:
             self._metrics.triggers.labels(trigger.kind).inc()
             # The trigger is kept meanwhile: nobody repeats it when etcd is back.

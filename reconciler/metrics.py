@@ -214,6 +214,11 @@ class HookMetrics:
             ("provider", "result"),
             registry=registry,
         )
+        self.secrets_unusable = Counter(
+            "regops_hook_secrets_unusable_total",
+            "Changes of hooks.secrets_file after which no usable secret was in it: those of before count.",
+            registry=registry,
+        )
 
 
 class WriterMetrics:

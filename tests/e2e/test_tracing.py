@@ -12,7 +12,7 @@ from fixtures.collector import Collector, Spanned
 from fixtures.dev import Dev, git, until
 
 WAY = {"regops.pass", "regops.fetch", "regops.validate", "regops.apply", "etcd.txn", "regops.agent.read"}
-WAY |= {"regops.agent.serve", "opa.activate"}
+WAY |= {"regops.agent.serve", "opa.activate", "PUT /policies/{project}"}
 
 
 @pytest.fixture(scope="module")
