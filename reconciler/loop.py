@@ -194,10 +194,11 @@ class Loop:
         self._renew = True
         self._failures = 0
         self._owed = None
+        waited = self._mailbox.emptied()
         self._reconciler.invalidate()
         self._metrics.last_pass.set(self._clock().timestamp())
         await self._load_status()
-        trigger = Trigger(Kind.START, self._clock())
+        trigger = Trigger(Kind.START, self._clock(), trace=waited)
         while True:
             self._metrics.poll_interval.set(self._poll())
             self._metrics.triggers.labels(trigger.kind).inc()

@@ -279,6 +279,11 @@ class HookMetrics:
             registry=registry,
         )
         _begin(self.hooks, PROVIDERS, HOOK_RESULTS)
+        self.secrets_unusable = Counter(
+            "regops_hook_secrets_unusable_total",
+            "Changes of hooks.secrets_file after which no usable secret was in it: those of before count.",
+            registry=registry,
+        )
 
 
 class WriterMetrics:

@@ -24,6 +24,7 @@ from reconciler.core.keyspace import Keyspace
 from reconciler.core.passes import APPLIED, FAILED, PassRecord
 from reconciler.core.ports import Delete, Fence, KeyValue, KeyValueStore, Put, Range, Source, Transaction
 from reconciler.core.records import Applied
+from reconciler.core.silence import FORGET_AFTER
 from reconciler.core.times import rfc3339
 from reconciler.metrics import FleetMetrics
 from reconciler.pass_entries import entry_of, told
@@ -52,6 +53,7 @@ class PassLog:
         leader: str,
         metrics: FleetMetrics,
         keep: int = KEPT,
+        forget_after: timedelta = FORGET_AFTER,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._store = store
@@ -59,6 +61,7 @@ class PassLog:
         self._source = source
         self._leader = leader
         self._keep = keep
+        self._forget_after = forget_after
         self._clock = clock
         self._waiting: deque[tuple[PassRecord, PassResult | None]] = deque(maxlen=_WAITING)
         self._filled = asyncio.Event()
@@ -101,7 +104,7 @@ class PassLog:
         """Write entries and follow the fleet until cancelled, while ``fence`` holds; while etcd is away they wait."""
         self._fence = fence
         self._metrics.follow(
-            lambda: self._fleet.counts(self._applied, self._clock()),
+            lambda: self._fleet.counts(self._applied, self._clock(), self._forget_after),
             self._fleet.commits,
             lambda: self._following.lag(self._clock()),
         )

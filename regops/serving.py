@@ -7,6 +7,7 @@ import contextlib
 import logging
 import signal
 from collections.abc import Coroutine, Iterator
+from datetime import timedelta
 from typing import Any, NoReturn
 
 from prometheus_client import CollectorRegistry
@@ -170,7 +171,14 @@ class Contender:
         engine, own, git = self._engine, self._settings.server, self._settings.git
         election = Election(engine.store, self._keyspace.leader, own.id, own.lease_ttl)
         reconciler = compose.make_reconciler(self._settings, engine.source, engine.store, engine.judge, engine.tracer)
-        journal = PassLog(engine.store, self._keyspace, engine.source, leader=own.id, metrics=self._fleet)
+        journal = PassLog(
+            engine.store,
+            self._keyspace,
+            engine.source,
+            leader=own.id,
+            metrics=self._fleet,
+            forget_after=timedelta(seconds=own.forget_agents_after),
+        )
         loop = Loop(
             reconciler,
             engine.mailbox,

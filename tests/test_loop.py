@@ -87,6 +87,31 @@ async def test_polling_stretches_out_while_webhooks_arrive_and_shortens_when_the
     assert poll_of(GitSettings(remote="memory:", poll_interval=900), 1000, 1000) == 900
 
 
+async def test_while_webhooks_come_the_loop_leaves_the_looking_to_them(start: Start, source: InMemorySource) -> None:
+    async with start(poll=0.05, hooked_poll=60).running() as engine:
+        await engine.settled()
+        await engine.until(lambda: engine.metric("triggers_total", kind="poll") > 2)
+        engine.mailbox.put(Kind.HOOK)
+        await engine.until(lambda: engine.metric("triggers_total", kind="hook") == 1)
+        looks, fetches = engine.metric("triggers_total", kind="poll"), source.calls["fetch"]
+        await asyncio.sleep(0.5)  # ten polls, were they not stretched
+        assert engine.metric("triggers_total", kind="poll") == looks
+        assert source.calls["fetch"] <= fetches + 1
+        told = source.commit(says("told"))
+        engine.mailbox.put(Kind.HOOK)
+        await engine.until_applied(told)
+        assert engine.metric("triggers_total", kind="poll") == looks
+
+
+async def test_what_a_standby_saw_before_it_leads_is_no_trigger_of_its_own(start: Start) -> None:
+    """It waited in the mailbox, and a commit that came much later was said to be seen then: hours from push to etcd."""
+    engine = start()
+    engine.mailbox.put(Kind.PUSH)
+    async with engine.running():
+        await engine.settled()
+        assert engine.metric("triggers_total", kind="push") == 0
+
+
 async def test_a_commit_that_no_webhook_told_of_ends_the_trust_in_them(start: Start, source: InMemorySource) -> None:
     """The host was told another address, or its hooks were switched off."""
     async with start(poll=0.1, hooked_poll=0.1).running() as engine:

@@ -72,7 +72,7 @@ def failed_at_least(engine: Engine, times: int) -> bool:
 
 
 async def tell(engine: Engine, agent: str, commit: str | None, since: str, *, alive: bool = True) -> None:
-    receipt = Receipt(agent, "east", "all", commit, since)
+    receipt = Receipt(agent, "east", "all", commit, since, seen_at=since)
     puts = [Put(engine.keys.receipt("east", agent), receipt.encode())]
     puts += [Put(engine.keys.alive("east", agent), b"{}")] if alive else []
     await engine.hand.commit(Transaction((), tuple(puts)))

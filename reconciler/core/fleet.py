@@ -11,13 +11,12 @@ from typing import Final
 from reconciler.core.keyspace import Keyspace
 from reconciler.core.ports import Event, KeyValue
 from reconciler.core.records import Receipt
+from reconciler.core.silence import FORGET_AFTER, forgotten
 
 STATES: Final = ("current", "behind", "unknown")
 """What an OPA may be beside the applied commit; every agent is one of them."""
 MARKS: Final = (*STATES, "stale", "errors")
 OTHER: Final = "other"
-FORGOTTEN: Final = timedelta(days=7)
-"""An agent that has been silent for so long no longer counts."""
 _COMMITS: Final = 5
 _DIGITS: Final = 12
 
@@ -89,11 +88,13 @@ class FleetState:
             return None
         return receipt.enforced_revision, receipt.since
 
-    def counts(self, applied: str | None, now: datetime) -> Mapping[str, Counter[str]]:
+    def counts(
+        self, applied: str | None, now: datetime, forget_after: timedelta = FORGET_AFTER
+    ) -> Mapping[str, Counter[str]]:
         """`MARKS` by datacentre, beside the applied commit, of those that are not `forgotten`. Goes through all."""
         found: dict[str, Counter[str]] = {}
         for agent, receipt in self.receipts.items():
-            if forgotten(receipt, alive=agent in self.alive, now=now):
+            if agent not in self.alive and forgotten(receipt, now, forget_after):
                 continue
             marks = found.setdefault(receipt.datacentre, Counter())
             marks[self._state(agent, applied)] += 1
@@ -114,17 +115,6 @@ class FleetState:
         most = dict(counted.most_common(_COMMITS))
         rest = counted.total() - sum(most.values())
         return most | ({OTHER: rest} if rest else {})
-
-
-def forgotten(receipt: Receipt, *, alive: bool, now: datetime) -> bool:
-    """Whether an agent no longer counts, as it has been silent for `FORGOTTEN`. When it spoke last its receipt does not
-    tell; the proof, or the lack of one, that it last told of is as old as ``since``."""
-    if alive:
-        return False
-    try:
-        return now - datetime.fromisoformat(receipt.since) > FORGOTTEN
-    except (ValueError, TypeError):
-        return False
 
 
 def _receipt(kv: KeyValue) -> Receipt | None:

@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
-from reconciler.core.fleet import FORGOTTEN, FleetState
+from reconciler.core.fleet import FleetState
 from reconciler.core.following import FOLLOWED, LATE, Following
 from reconciler.core.keyspace import Keyspace
 from reconciler.core.passes import APPLIED, Enforced, PassRecord
 from reconciler.core.ports import Event, KeyValue
 from reconciler.core.records import Receipt
+from reconciler.core.silence import FORGET_AFTER
 from reconciler.core.times import rfc3339
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
@@ -42,7 +43,8 @@ class World:
         self.fleet.happened(Event(KeyValue(KEYS.alive("east", agent), b"", 0, self._next()), deleted=True))
 
     def tells(self, agent: str, commit: str | None, seconds: float, *, read: bool = False) -> None:
-        receipt = Receipt(agent, "east", "all", commit, rfc3339(at(seconds)))
+        since = rfc3339(at(seconds))
+        receipt = Receipt(agent, "east", "all", commit, since, seen_at=since)
         kv = KeyValue(KEYS.receipt("east", agent), receipt.encode(), 1, self._next())
         told = self.fleet.found(kv) if read else self.fleet.happened(Event(kv))
         self.following.reached(told)
@@ -178,6 +180,6 @@ def test_an_agent_that_is_silent_for_long_is_counted_no_more() -> None:
     """The metrics kept the agents that /fleet had forgotten, and with them an alert, until somebody deleted them."""
     world = world_of("one", "gone")
     world.dies("gone")
-    soon, later = START, START + FORGOTTEN + timedelta(seconds=1)
+    soon, later = START, START + FORGET_AFTER + timedelta(seconds=1)
     assert dict(world.fleet.counts("old", soon)["east"]) == {"current": 1, "unknown": 1, "stale": 1, "errors": 0}
     assert dict(world.fleet.counts("old", later)["east"]) == {"current": 1, "stale": 0, "errors": 0}
