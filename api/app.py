@@ -30,7 +30,8 @@ from api.auth import Authorizer, Verifier
 from api.envelope import envelope
 from api.events import Board, events
 from api.followed import Followed
-from api.hooks import PROVIDERS, Hooks, taking
+from api.hook_proofs import PROVIDERS
+from api.hooks import Hooks, taking
 from api.observing import Observer
 from api.progress import Progress
 from api.ratelimit import Gate

@@ -36,13 +36,15 @@ ATTEMPT = web.RequestKey("attempt", Attempt)
 DRY: Final = frozenset({"true", "1", ""})
 """Values of ``?dry_run=`` that mean yes."""
 _ROLLBACK: Final = ":rollback"
+_ADMIN: Final = {f"/admin/{word}": word for word in ("sync", "suspend", "resume", "confirm")}
+"""Actions by path. A closed list: the action is a metric's label, and strangers choose paths freely."""
 _VERBS: Final = {"PUT": "put", "PATCH": "patch", "DELETE": "delete"}
 
 
 def attempt_of(request: web.Request) -> Attempt | None:
     """The attempt that this request is; ``None`` for one that cannot change anything."""
-    if request.path.startswith("/admin/") and request.method == "POST":
-        return Attempt(request.path.removeprefix("/admin/"), "reconciler")
+    if request.path in _ADMIN and request.method == "POST":
+        return Attempt(_ADMIN[request.path], "reconciler")
     verb = _VERBS.get(request.method)
     if request.method == "POST" and request.path.endswith(_ROLLBACK):
         verb = "rollback"

@@ -9,7 +9,7 @@ from typing import Any, Final
 from pydantic import BaseModel
 
 from api import schemas
-from api.hooks import PROVIDERS
+from api.hook_proofs import PROVIDERS
 
 JSON: Final = "application/json"
 MERGE: Final = "application/merge-patch+json"

@@ -15,7 +15,7 @@ from aiohttp import web
 from api import keys
 from api.audited import ATTEMPT, attempt_of
 from api.auth import authorization_of
-from api.hooks import PROVIDERS
+from api.hook_proofs import PROVIDERS
 from api.problems import ProblemError, problem_of
 from api.requests import CALLER, TRACE
 from api.ui import session
@@ -30,6 +30,9 @@ OPEN: Final = frozenset(
     {"/healthz", "/readyz", "/metrics", "/openapi.json", "/docs", *(f"/hooks/{name}" for name in PROVIDERS)}
 )
 """Routes that need no token; hooks have proofs of their own."""
+UNTRACED: Final = frozenset({"/healthz", "/readyz", "/metrics", "/events"})
+"""Routes without a span: probes and scrapes, each of which would be a trace of its own, and a stream, whose span
+would last as long as somebody listens."""
 STREAMED: web.RequestKey[float] = web.RequestKey("streamed", float)
 """When a stream began: its answer was given then, however long it lasts (`time.perf_counter`)."""
 _METHODS: Final = frozenset({"GET", "HEAD", "PUT", "PATCH", "DELETE", "POST", "OPTIONS"})
@@ -43,7 +46,7 @@ async def envelope(request: web.Request, handler: Handler) -> web.StreamResponse
     started = time.perf_counter()
     request[REQUEST_ID] = request_id = _request_id(request.headers.get("X-Request-ID"))
     tracer = request.app[keys.TRACER]
-    if tracer.enabled:
+    if tracer.enabled and request.path not in UNTRACED:
         response, result = await _traced(request, handler, request_id, tracer)
     else:
         response, result = await _answer(request, handler, request_id)

@@ -8,38 +8,37 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Mapping
 from datetime import UTC, datetime
-from typing import Any, Final, NoReturn
+from time import monotonic
+from typing import Final, NoReturn
 
 from aiohttp import web
 
 from api import keys
-from api.auth import Action, Caller, may_read
+from api.auth import Action, Caller, authorization_of
 from api.auth.claims import ends_at
 from api.envelope import REQUEST_ID, STREAMED
+from api.event_views import Snapshot, View, difference, event_text, json_text
 from api.followed import Followed
 from api.observing import Observer
-from api.passes import narrowed_pass
 from api.problems import ProblemError
-from api.requests import authorized, caller_of
-from api.statusview import Observed, narrowed, status_document
+from api.requests import authorized
+from api.statusview import Observed
+from api.ui import session
 from reconciler.agent.latest import Latest
 from reconciler.core.errors import RegopsError
 from reconciler.core.keyspace import Keyspace
-from reconciler.core.model import PLATFORM, PolicyName
-from reconciler.core.passes import PassRecord
 from reconciler.core.ports import KeyValueStore, Range
 from reconciler.metrics import ApiMetrics
 
 log = logging.getLogger(__name__)
 
 HEARTBEAT: Final = 15.0
-"""Seconds after which a silent stream says that it lives; the caller's right to listen is looked at again then."""
+"""Seconds after which a silent stream says that it lives, and after which it is asked again, silent or not, whether its
+caller may listen."""
 _GATHER: Final = 0.05
 """Seconds in which changes become one."""
 _LOOK_EVERY: Final = 5.0
@@ -49,39 +48,6 @@ _TICK: Final = 1.0
 _PATIENCE: Final = 30.0
 """Seconds after which a listener that takes nothing is let go."""
 _PASSES: Final = 20
-
-
-@dataclass(frozen=True, slots=True)
-class View:
-    """What one kind of caller sees, as JSON texts: agents by ``<datacentre>/<id>``, passes by id, oldest first."""
-
-    status: str = ""
-    agents: Mapping[str, str] = field(default_factory=dict)
-    passes: Mapping[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class Snapshot:
-    """One look. Views are made once for all who see the same."""
-
-    seen: Observed
-    passes: tuple[PassRecord, ...]
-    at: datetime
-    place: Mapping[str, str]
-    views: dict[frozenset[str] | None, View] = field(default_factory=dict)
-
-    def view(self, caller: Caller) -> View:
-        """What this caller sees."""
-        kind = None if may_read(caller, PLATFORM) else caller.projects
-        if kind not in self.views:
-            self.views[kind] = self._view(lambda name: may_read(caller, name))
-        return self.views[kind]
-
-    def _view(self, readable: Callable[[PolicyName], bool]) -> View:
-        document = narrowed(status_document(self.seen, self.place, self.at), readable)
-        agents = {f"{each['datacentre']}/{each['id']}": _json(each) for each in document.pop("agents")}
-        passes = {each.id: _json(narrowed_pass(each.document(), readable)) for each in reversed(self.passes)}
-        return View(_json(document), agents, passes)
 
 
 class Board:
@@ -188,31 +154,36 @@ async def events(request: web.Request) -> web.StreamResponse:
             request[STREAMED] = time.perf_counter()
             await _write(response, "retry: 2000\n\n")
             await _stream(request, response, board, caller)
-        except (ConnectionError, TimeoutError):
+            async with asyncio.timeout(_PATIENCE):
+                await response.write_eof()
+        except ConnectionError:
             log.debug("a listener has left")
+        except TimeoutError:
+            log.info("a listener takes nothing and is let go", extra={"request_id": request[REQUEST_ID]})
+            if request.transport is not None:
+                request.transport.abort()  # else the server would wait without end for it to take what was written
     return response
 
 
 async def _stream(request: web.Request, response: web.StreamResponse, board: Board, caller: Caller) -> None:
-    sent, snapshot, ends, silent = View(), None, ends_at(caller.claims), 0.0
-    while True:
+    """Time is looked at in every turn: on a busy stream nothing ever times out."""
+    sent, snapshot, ends = View(), None, ends_at(caller.claims)
+    checked_at = written_at = monotonic()
+    while request.transport is not None and not request.transport.is_closing():  # nothing else tells who has left
         left = ends - time.time()
-        if left <= 0:
-            await _write(response, _event("end", _json({"reason": "token_expired"})))
+        over = "token_expired" if left <= 0 else None
+        if over is None and monotonic() - checked_at >= HEARTBEAT:
+            over, checked_at = await _refused(request), monotonic()
+        if over is not None:
+            await _write(response, event_text("end", json_text({"reason": over})))
             return
+        if monotonic() - written_at >= HEARTBEAT:
+            await _write(response, ": alive\n\n")
+            written_at = monotonic()
         try:
             async with asyncio.timeout(min(_TICK, left)):
                 snapshot = await board.newer(snapshot)
         except TimeoutError:
-            if request.transport is None or request.transport.is_closing():
-                return  # nothing else tells of a listener that has left
-            silent += _TICK
-            if silent >= HEARTBEAT:
-                if not await _may_still(request):
-                    await _write(response, _event("end", _json({"reason": "forbidden"})))
-                    return
-                await _write(response, ": alive\n\n")
-                silent = 0.0
             continue
         if snapshot is None:
             return
@@ -220,45 +191,25 @@ async def _stream(request: web.Request, response: web.StreamResponse, board: Boa
         text = difference(sent, view)
         if text:
             await _write(response, text)
-            silent = 0.0
+            written_at = monotonic()
         sent = view
 
 
-async def _may_still(request: web.Request) -> bool:
-    """While nobody can say, a stream goes on: what it tells was allowed when it began, and ends with its token."""
+async def _refused(request: web.Request) -> str | None:
+    """Why the caller may not listen any more: its token counts no longer (the issuer has withdrawn the key), or it may
+    not read. While nobody can say, a stream goes on: what it tells was allowed when it began, and ends with its token.
+    """
     try:
-        await request.app[keys.AUTHORIZER].authorize(
-            caller_of(request), "GET", ("events",), policy=None, action=Action.READ
-        )
+        shown = session.presented(request, authorization_of(request.headers))
+        caller = await request.app[keys.VERIFIER].verify(shown)
+        await request.app[keys.AUTHORIZER].authorize(caller, "GET", ("events",), policy=None, action=Action.READ)
     except ProblemError as problem:
-        return problem.status != 403  # noqa: PLR2004 forbidden
+        return {401: "unauthorized", 403: "forbidden"}.get(problem.status)
     except RegopsError:
-        return True
-    return True
+        return None
+    return None
 
 
 async def _write(response: web.StreamResponse, text: str) -> None:
     async with asyncio.timeout(_PATIENCE):
         await response.write(text.encode("utf-8", "replace"))
-
-
-def difference(sent: View, now: View) -> str:
-    """The events that lead from one view to another."""
-    found = []
-    if now.status != sent.status:
-        found.append(_event("status", now.status))
-    changed = [text for name, text in now.agents.items() if sent.agents.get(name) != text]
-    removed = [name for name in sent.agents if name not in now.agents]
-    if changed or removed or not sent.status:
-        found.append(_event("agents", f'{{"agents": [{", ".join(changed)}], "removed": {_json(removed)}}}'))
-    found += [_event("pass", text) for name, text in now.passes.items() if sent.passes.get(name) != text]
-    return "".join(found)
-
-
-def _event(name: str, data: str) -> str:
-    return f"event: {name}\ndata: {data}\n\n"
-
-
-def _json(document: Any) -> str:
-    """On one line: JSON escapes line breaks."""
-    return json.dumps(document, ensure_ascii=False)

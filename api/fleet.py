@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
-from typing import Final
 
 from api.followed import Followed
 from reconciler.agent.scope import Scope
@@ -12,15 +11,14 @@ from reconciler.core.keyspace import Keyspace
 from reconciler.core.model import PolicyName
 from reconciler.core.ports import KeyValue, KeyValueStore, Range
 from reconciler.core.records import Receipt
-
-FORGOTTEN: Final = timedelta(days=7)
-"""An agent that has been silent for so long does not count any more."""
+from reconciler.core.silence import FORGET_AFTER, forgotten
 
 
 class Fleet(Followed[Receipt | None]):
     """The last receipt of every agent (``None`` under the keys that say that one is alive)."""
 
-    def __init__(self, store: KeyValueStore, keyspace: Keyspace) -> None:
+    def __init__(self, store: KeyValueStore, keyspace: Keyspace, *, forget_after: timedelta = FORGET_AFTER) -> None:
+        self._forget_after = forget_after
         self._keyspace = keyspace
         ranges = Range(keyspace.receipts, prefix=True), Range(keyspace.alives, prefix=True, keys_only=True)
         super().__init__(store, *ranges, decode=self._receipt)
@@ -34,7 +32,7 @@ class Fleet(Followed[Receipt | None]):
                 continue
             name = key.removeprefix(self._keyspace.receipts)
             alive = f"{self._keyspace.alives}{name}" in self.values
-            if alive or now - _since(receipt) < FORGOTTEN:
+            if alive or not forgotten(receipt, now, self._forget_after):
                 found[name] = receipt if alive else None
         return found
 
@@ -48,10 +46,3 @@ def _covers(receipt: Receipt, policy: PolicyName) -> bool:
         return Scope.parse(receipt.scope).contains(policy)
     except ValueError:
         return True
-
-
-def _since(receipt: Receipt) -> datetime:
-    try:
-        return datetime.fromisoformat(receipt.since).astimezone(UTC)
-    except (ValueError, TypeError):
-        return datetime.now(UTC)

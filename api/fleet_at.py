@@ -56,7 +56,8 @@ def present(receipt: Receipt, seen: Observed, branch: str, passes: Sequence[Pass
     """An agent of `GET /fleet`: what `GET /status` says of it, and how far it is behind."""
     agent = agent_of(receipt, seen, branch)
     proven = receipt.enforced_revision if agent["alive"] else None
-    reason = None if proven else str(End.WITHDRAWN if agent["alive"] else End.SILENT)
+    unproven = End.WITHDRAWN if agent["alive"] else End.SILENT if seen.reachable else End.UNOBSERVED
+    reason = None if proven else str(unproven)
     last = receipt.enforced_revision
     told = {**agent, "commit": proven, "to": None, **_state(reason), "last_commit": last}
     return told | _lag(receipt, seen, passes)

@@ -1,34 +1,28 @@
 """Webhooks: a Git host says that something was pushed. A hook only says *look*; what is there, the remote tells.
 
-Each provider's own proof over the raw body: GitHub's and Gitea's HMAC (docs.github.com "Validating webhook deliveries",
-docs.gitea.com "Webhooks"), GitLab's token (docs.gitlab.com "Webhooks", "System hooks").
+How each provider proves a hook is in `api.hook_proofs`, what it is proven with in `api.hook_secrets`.
 """
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import hmac
 import json
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 from urllib.parse import parse_qs, urlsplit
 
 from aiohttp import web
 
 from api import keys
+from api.hook_proofs import PROVIDERS, Provider
+from api.hook_secrets import Secrets
 from api.problems import ProblemError
 from api.requests import TRACE
-from reconciler.core.errors import StalledError
 from reconciler.metrics import HookMetrics
 
 MOST: Final = 1024 * 1024
 """Bytes of a body."""
-SHORTEST: Final = 16
-"""Characters of a secret."""
 _AT_ONCE: Final = 65536
 """Bytes that are parsed on the event loop."""
 _SECONDS: Final = 10.0
@@ -46,98 +40,6 @@ _URLS: Final = (
     "http_url",
     "web_url",
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Provider:
-    """How one kind of host signs and names things. ``pushes``: the event's names for a push, ``pings`` for a test."""
-
-    name: str
-    proof: Callable[[Mapping[str, str], bytes, bytes], bool]
-    event: Callable[[Mapping[str, str]], str]
-    pushes: Collection[str]
-    pings: Collection[str] = ()
-
-
-def _hmac_of(*headers: str) -> Callable[[Mapping[str, str], bytes, bytes], bool]:
-    """HMAC-SHA256 over the body in one of these headers, in hex, with or without ``sha256=`` before it."""
-
-    def proven(found: Mapping[str, str], body: bytes, secret: bytes) -> bool:
-        wanted = hmac.new(secret, body, hashlib.sha256).hexdigest()
-        given = [found[name].removeprefix("sha256=") for name in headers if name in found]
-        return any(_same(each, wanted) for each in given)
-
-    return proven
-
-
-def _token_in(header: str, prefix: str = "") -> Callable[[Mapping[str, str], bytes, bytes], bool]:
-    def proven(found: Mapping[str, str], body: bytes, secret: bytes) -> bool:
-        del body
-        given = found.get(header, "")
-        return given.startswith(prefix) and _same(given.removeprefix(prefix), secret.decode())
-
-    return proven
-
-
-def _generic(found: Mapping[str, str], body: bytes, secret: bytes) -> bool:
-    return _hmac_of("X-Regops-Signature")(found, body, secret) or _token_in("Authorization", "Bearer ")(
-        found, body, secret
-    )
-
-
-def _same(given: str, wanted: str) -> bool:
-    return hmac.compare_digest(given.encode("utf-8", "surrogateescape"), wanted.encode())
-
-
-def _named(*headers: str) -> Callable[[Mapping[str, str]], str]:
-    return lambda found: next((found[name] for name in headers if name in found), "")
-
-
-PROVIDERS: Final = {
-    provider.name: provider
-    for provider in (
-        Provider("github", _hmac_of("X-Hub-Signature-256"), _named("X-GitHub-Event"), {"push"}, {"ping"}),
-        Provider("gitlab", _token_in("X-Gitlab-Token"), _named("X-Gitlab-Event"), {"Push Hook", "System Hook"}),
-        Provider(
-            "gitea",
-            _hmac_of("X-Gitea-Signature", "X-Forgejo-Signature", "X-Gogs-Signature"),
-            _named("X-Forgejo-Event", "X-Gitea-Event", "X-Gogs-Event"),
-            {"push"},
-        ),
-        Provider("generic", _generic, lambda _: "push", {"push"}),
-    )
-}
-
-
-class Secrets:
-    """What hooks are signed with, one in a line of a file, that is read again when it changes."""
-
-    def __init__(self, file: Path | None) -> None:
-        """Raises `StalledError` for a file without a usable secret."""
-        self._file = file
-        self._read: tuple[int, Sequence[bytes]] = (0, ())
-        self.now()
-
-    def now(self) -> Sequence[bytes]:
-        """Those that count; none where hooks are not set up."""
-        if self._file is None:
-            return ()
-        try:
-            changed = self._file.stat().st_mtime_ns
-            if changed != self._read[0]:
-                self._read = (changed, self._secrets(self._file.read_text(encoding="utf-8")))
-        except (OSError, UnicodeDecodeError) as error:
-            if not self._read[1]:
-                raise _unusable(self._file, "cannot be read") from error
-        return self._read[1]
-
-    def _secrets(self, text: str) -> Sequence[bytes]:
-        found = [line.strip().encode() for line in text.splitlines() if line.strip()]
-        if not found:
-            raise _unusable(self._file, "has no secret in it")
-        if any(len(each) < SHORTEST for each in found):
-            raise _unusable(self._file, f"has a secret of less than {SHORTEST} characters")
-        return found
 
 
 class Hooks:
@@ -274,11 +176,3 @@ async def _raw(request: web.Request) -> bytes:
         message = f"the body is larger than {MOST} bytes"
         raise ProblemError(413, "payload_too_large", message, headers={"Connection": "close"})
     return b"".join(chunks)
-
-
-def _unusable(file: Path | None, why: str) -> StalledError:
-    return StalledError(
-        f"hooks.secrets_file {file} {why}",
-        reason="InvalidSettings",
-        remedy=f"Write one secret of {SHORTEST} characters or more in each line, such as `openssl rand -hex 32` makes.",
-    )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 from api.statusview import Observed
@@ -19,6 +19,7 @@ from reconciler.core.keyspace import Keyspace
 from reconciler.core.passes import PassRecord
 from reconciler.core.ports import KeyValue, KeyValueStore, Range
 from reconciler.core.records import Applied, Held, Receipt, Record, Suspended
+from reconciler.core.silence import FORGET_AFTER
 from reconciler.core.times import rfc3339
 
 _REMEMBERED: Final = 20_000
@@ -27,13 +28,16 @@ _REMEMBERED: Final = 20_000
 class Observer:
     """Looks at etcd for the status; remembers the last look for when etcd is away."""
 
-    def __init__(self, store: KeyValueStore, keyspace: Keyspace, mirror: Mirror) -> None:
+    def __init__(
+        self, store: KeyValueStore, keyspace: Keyspace, mirror: Mirror, *, forget_after: timedelta = FORGET_AFTER
+    ) -> None:
         self._store = store
         self._keyspace = keyspace
         self._mirror = mirror
         self._decoded: dict[str, tuple[bytes, Record | None]] = {}
         self._began = _now()
-        self.last = Observed(since=self._began)
+        self._forget_after = forget_after
+        self.last = Observed(since=self._began, forget_after=forget_after)
         self.last_passes: tuple[PassRecord, ...] = ()
 
     async def look(self) -> Observed:
@@ -71,6 +75,7 @@ class Observer:
             alive=frozenset(kv.key.removeprefix(space.alives) for kv in alives),
             led=bool(leader),
             since=self._began,
+            forget_after=self._forget_after,
         )
 
     async def passes(self) -> tuple[PassRecord, ...]:

@@ -20,10 +20,9 @@ from reconciler.core.conditions import (
 )
 from reconciler.core.model import PLATFORM, PolicyName, policy_name, project_policy
 from reconciler.core.records import Applied, Held, Receipt, Suspended
+from reconciler.core.silence import FORGET_AFTER, forgotten
 from reconciler.core.times import rfc3339
 
-FORGOTTEN: Final = timedelta(days=7)
-"""An agent that has been silent for so long no longer counts."""
 _NAMED: Final = 5
 _NOBODY: Final[Mapping[str, int]] = dict.fromkeys(("agents", "current", "behind", "unknown", "stale", "errors"), 0)
 _HIDDEN: Final = "this OPA reports an error, which a platform admin may read"
@@ -44,6 +43,12 @@ class Observed:
     reachable: bool = True
     since: str | None = None
     """Since when it is not ``reachable``; before that, since when this replica looks."""
+    forget_after: timedelta = FORGET_AFTER
+    """How long a silent agent counts."""
+
+    def lives(self, receipt: Receipt) -> bool:
+        """Whether its agent is known to be alive now: of an etcd that cannot be read nobody knows."""
+        return self.reachable and name_of(receipt) in self.alive
 
 
 def status_document(seen: Observed, source: Mapping[str, str], now: datetime) -> dict[str, Any]:
@@ -81,9 +86,8 @@ def totals(receipts: Iterable[Receipt], seen: Observed) -> dict[str, Any]:
     an error; the same by datacentre. Names nobody, so everybody may read it."""
     everywhere, datacentres = dict(_NOBODY), dict[str, dict[str, int]]()
     for receipt in receipts:
-        alive = f"{receipt.datacentre}/{receipt.id}" in seen.alive
         marks = ["agents", agent_state(receipt, seen)]
-        marks += ["stale"] * (receipt.stale or not alive) + ["errors"] * bool(receipt.error)
+        marks += ["stale"] * (receipt.stale or not seen.lives(receipt)) + ["errors"] * bool(receipt.error)
         for counts in (everywhere, datacentres.setdefault(receipt.datacentre, dict(_NOBODY))):
             for mark in marks:
                 counts[mark] += 1
@@ -93,16 +97,15 @@ def totals(receipts: Iterable[Receipt], seen: Observed) -> dict[str, Any]:
 def agent_state(receipt: Receipt, seen: Observed) -> str:
     """``current``: its OPA proves the applied commit; ``behind``: another one; ``unknown``: nothing, or nothing can be
     read."""
-    if not seen.reachable or f"{receipt.datacentre}/{receipt.id}" not in seen.alive:
-        return "unknown"
-    if receipt.enforced_revision is None:
+    if not seen.lives(receipt) or receipt.enforced_revision is None:
         return "unknown"
     return "current" if receipt.enforced_revision == (seen.applied.commit if seen.applied else "none") else "behind"
 
 
 def narrowed(document: dict[str, Any], may_read: Callable[[PolicyName], bool]) -> dict[str, Any]:
     """The document for a caller who may not read everything: counts and states stay, what names policies that it may
-    not read is left out, and messages that could name them give way to their reason."""
+    not read is left out, messages that could name them give way to their reason, and of a suspension nothing is told
+    but its time: its reason is a person's free text."""
     if may_read(PLATFORM):
         return document
 
@@ -113,6 +116,7 @@ def narrowed(document: dict[str, Any], may_read: Callable[[PolicyName], bool]) -
             return False
 
     conditions = [{**condition, "message": condition["reason"]} for condition in document["conditions"]]
+    suspension = document["suspension"]
     return {
         **document,
         "conditions": conditions,
@@ -120,6 +124,7 @@ def narrowed(document: dict[str, Any], may_read: Callable[[PolicyName], bool]) -
         "blocked_deletions": [name for name in document["blocked_deletions"] if mine(name)],
         "ignored_files": [path for path in document["ignored_files"] if mine(path)],
         "foreign_keys": [],
+        "suspension": {"by": "", "reason": "", "at": suspension["at"]} if suspension else None,
         "agents": narrowed_agents(document["agents"], may_read),
         "warnings": [text for text in document["warnings"] if mine(text.partition(":")[0])],
     }
@@ -130,14 +135,18 @@ def narrowed_agents(agents: list[dict[str, Any]], may_read: Callable[[PolicyName
     an OPA, which name files and lines."""
     if may_read(PLATFORM):
         return agents
-    found = []
-    for agent in agents:
-        kind, colon, names = agent["scope"].partition(":")
-        mine = [name for name in names.split(",") if _mine(name, may_read)] if kind == "projects" else []
-        if kind == "all" or mine:
-            scope = f"{kind}{colon}{','.join(mine)}"
-            found.append({**agent, "scope": scope, "error": _HIDDEN if agent["error"] else agent["error"]})
-    return found
+    found = (narrowed_agent(agent, may_read) for agent in agents)
+    return [agent for agent in found if agent is not None]
+
+
+def narrowed_agent(agent: dict[str, Any], may_read: Callable[[PolicyName], bool]) -> dict[str, Any] | None:
+    """One of them, the very same where nothing is left out; ``None`` for one that answers for other projects only."""
+    kind, colon, names = agent["scope"].partition(":")
+    mine = [name for name in names.split(",") if _mine(name, may_read)] if kind == "projects" else []
+    if kind != "all" and not mine:
+        return None
+    scope, error = f"{kind}{colon}{','.join(mine)}", _HIDDEN if agent["error"] else agent["error"]
+    return agent if (scope, error) == (agent["scope"], agent["error"]) else {**agent, "scope": scope, "error": error}
 
 
 def _mine(project: str, may_read: Callable[[PolicyName], bool]) -> bool:
@@ -179,9 +188,9 @@ def _healthy(seen: Observed, agents: list[Receipt], now: datetime) -> Condition:
         return Condition(HEALTHY, "Unknown", "StoreUnavailable", "etcd cannot be read", _since(seen, now))
     if not agents:
         return Condition(HEALTHY, "True", "NoAgents", "no agent has reported: nothing enforces this yet", at)
-    silent = [receipt.id for receipt in agents if f"{receipt.datacentre}/{receipt.id}" not in seen.alive]
+    silent = [name_of(receipt) for receipt in agents if not seen.lives(receipt)]
     commit = seen.applied.commit if seen.applied else "none"
-    behind = [receipt.id for receipt in agents if receipt.id not in silent and receipt.enforced_revision != commit]
+    behind = [name_of(each) for each in agents if seen.lives(each) and each.enforced_revision != commit]
     if behind:
         return Condition(HEALTHY, "False", "Behind", f"not at the applied commit: {_names(behind)}", at)
     if silent:
@@ -201,7 +210,16 @@ def _sync(seen: Observed, conditions: Iterable[Condition]) -> str:
     if not seen.reachable or record is None or not seen.led or FETCH_FAILED in true:
         return "Unknown"
     same = seen.applied is not None and record.last_attempted_revision == seen.applied.commit
-    return "Synced" if same and not seen.held and not true & {PRUNE_BLOCKED, DRIFTED} else "OutOfSync"
+    if not same or seen.held or true & {PRUNE_BLOCKED, DRIFTED}:
+        return "OutOfSync"
+    return "Synced" if _ran_to_its_end(record) else "Unknown"
+
+
+def _ran_to_its_end(record: StatusRecord) -> bool:
+    """Whether the last pass did. One that broke off may have seen a newer commit than the last attempted one, and says
+    why in `Ready`; a suspended one has compared everything."""
+    ready = next((condition for condition in record.conditions if condition.type == READY), None)
+    return ready is not None and (ready.status == "True" or ready.reason == "Suspended")
 
 
 def _health(seen: Observed, conditions: Iterable[Condition], agents: list[Receipt]) -> str:
@@ -219,12 +237,21 @@ def _health(seen: Observed, conditions: Iterable[Condition], agents: list[Receip
 
 def counted(seen: Observed, now: datetime) -> list[Receipt]:
     """The receipts of the agents that count: an agent that is silent for long does not."""
-    return [receipt for receipt in seen.receipts if not _forgotten(receipt, seen, now)]
+    return [
+        receipt
+        for receipt in seen.receipts
+        if name_of(receipt) in seen.alive or not forgotten(receipt, now, seen.forget_after)
+    ]
+
+
+def name_of(receipt: Receipt) -> str:
+    """What tells an agent from all others: ``<datacentre>/<id>``."""
+    return f"{receipt.datacentre}/{receipt.id}"
 
 
 def agent_of(receipt: Receipt, seen: Observed, branch: str) -> dict[str, Any]:
     """What one OPA proves to enforce: an item of ``agents``."""
-    alive = f"{receipt.datacentre}/{receipt.id}" in seen.alive
+    alive = seen.lives(receipt)
     return {
         "id": receipt.id,
         "datacentre": receipt.datacentre,
@@ -238,15 +265,6 @@ def agent_of(receipt: Receipt, seen: Observed, branch: str) -> dict[str, Any]:
         "alive": alive,
         "stages": receipt.stages,
     }
-
-
-def _forgotten(receipt: Receipt, seen: Observed, now: datetime) -> bool:
-    if f"{receipt.datacentre}/{receipt.id}" in seen.alive:
-        return False
-    try:
-        return now - datetime.fromisoformat(receipt.since) > FORGOTTEN
-    except (ValueError, TypeError):
-        return False
 
 
 def revision(branch: str, commit: str | None) -> str | None:

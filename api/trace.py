@@ -252,7 +252,7 @@ def _agent(facts: _Facts, receipt: Receipt) -> dict[str, Any]:
     """``at`` is when its OPA first proved this commit or a later one, where that is known."""
     name = f"{receipt.datacentre}/{receipt.id}"
     at = facts.proofs.get(name)
-    alive = facts.seen.reachable and name in facts.seen.alive
+    alive = facts.seen.lives(receipt)
     if alive and receipt.enforced_revision in facts.containing:
         state = "enforced"
         if at is None and facts.entry is not None and receipt.enforced_revision == facts.entry.commit:

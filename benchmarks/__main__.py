@@ -55,7 +55,7 @@ SECTIONS: dict[str, tuple[str, Section]] = {
     ),
     "events": (
         "streams of events while commits flow",
-        lambda quick: watching.events(*((10, 5) if quick else (200, 100))),
+        lambda quick: watching.events(*((10, 5, 50) if quick else (200, 100, 1000))),
     ),
     "replay": (
         "recorded decisions asked again, beside opa eval",

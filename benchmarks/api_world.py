@@ -41,6 +41,10 @@ class World:
         """Of a platform admin, so that the platform's own policy is asked for each project's policy."""
         return token(roles=["platform_admin"], project=..., sub=sub, exp=int(time.time()) + _LIFE)
 
+    def member(self, project: str) -> str:
+        """Of one who reads this project, and has no role."""
+        return token(roles=[], project=project, sub=f"of-{project}", exp=int(time.time()) + _LIFE)
+
     def get(self, project: str) -> bytes:
         answer = once(self.api, request("GET", f"/policies/{project}", self.token()))
         if status(answer) != 200:

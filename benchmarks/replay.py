@@ -18,6 +18,7 @@ from reconciler.core.model import Content, policy_name
 from reconciler.core.records import Meta
 from regops import toolchain
 from regops.checking import replay as engine
+from regops.checking.evaluator import evaluator
 from regops.devstate import example_folder
 
 RULE = "projects/billing/authz/allow"
@@ -98,7 +99,7 @@ def evaluate(opa: Path, folder: Path, evals: int) -> float:
 
 async def posted(opa: Path, body: bytes) -> float:
     """Decisions a second, eight at once."""
-    async with engine.evaluator(opa, body) as one:
+    async with evaluator(opa, body) as one:
         url = f"http://opa/v1/data/{RULE}"
 
         async def some(numbers: range) -> None:

@@ -19,7 +19,7 @@ import aiohttp
 from benchmarks.api_client import Address
 from benchmarks.api_reads import bare_server
 from benchmarks.api_world import World, open_world
-from benchmarks.policies import rego, tree
+from benchmarks.policies import PLATFORM, rego, tree
 from benchmarks.report import Cell, Table, ms, percentile
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
@@ -117,19 +117,24 @@ def _times(address: Address, path: str, token: str, requests: int, *, conditiona
 # --- events ----------------------------------------------------------------------------------------------------------
 
 
-async def events(listeners: int, commits: int) -> Table:
-    """The same commits without and with listeners."""
+async def events(listeners: int, commits: int, agents: int) -> Table:
+    """The same commits without listeners, with admins, and with members of as many projects amid a large fleet."""
     with tempfile.TemporaryDirectory(prefix="regops-bench-") as folder:
-        async with open_world(Path(folder), tree(100)) as world:
-            alone = await _flow(world, 0, commits)
-            heard = await _flow(world, listeners, commits)
-    rows = [_row(f"{count} listeners", found) for count, found in ((0, alone), (listeners, heard))]
+        listening = {"policies/platform/rego.rego": f'{PLATFORM}\nallow if input.path == ["events"]\n'}
+        async with open_world(Path(folder), tree(100) | listening) as world:
+            admins, members = [world.token()] * listeners, [world.member(f"p{number}") for number in range(listeners)]
+            rows = [_row("nobody", await _flow(world, [], commits))]
+            rows.append(_row(f"{listeners} admins", await _flow(world, admins, commits)))
+            await fleet(world, agents)
+            for name, tokens in ((f"{listeners} admins", admins), (f"{listeners} members", members)):
+                rows.append(_row(f"{name}, {agents:,} agents", await _flow(world, tokens, commits)))
     return Table(
         "events",
         f"{commits} commits, from the push until etcd has each and until the last listener has heard of it, ms",
         ("streams", "applied p50", "applied p95", "heard by all p50", "heard by all p95", "server CPU s", "server MB"),
         rows,
-        "A listener hears of a commit by the event `status`; all of them are in the process of the benchmark.",
+        "A listener hears of a commit by the event `status`; all of them are in the process of the benchmark. Members "
+        "are each of another project, so that no two see the same.",
     )
 
 
@@ -167,9 +172,10 @@ class _Listener:
                     self.commit, self.at = revision.rpartition(":")[2], time.perf_counter()
 
 
-async def _flow(world: World, listeners: int, commits: int) -> _Flow:
+async def _flow(world: World, tokens: list[str], commits: int) -> _Flow:
+    """With a listener for each token."""
     found, store = _Flow(), EtcdStore([world.etcd])
-    own = [_Listener() for _ in range(listeners)]
+    own = [_Listener() for _ in tokens]
     url = f"http://{world.api[0]}:{world.api[1]}/events"
     connector = aiohttp.TCPConnector(limit=0)
     async with contextlib.AsyncExitStack() as stack:
@@ -177,7 +183,7 @@ async def _flow(world: World, listeners: int, commits: int) -> _Flow:
         session = await stack.enter_async_context(
             aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(total=None), read_bufsize=2**20)
         )
-        tasks = [asyncio.ensure_future(each.run(session, url, world.token())) for each in own]
+        tasks = [asyncio.ensure_future(each.run(session, url, token)) for each, token in zip(own, tokens, strict=True)]
         stack.callback(lambda: [task.cancel() for task in tasks])
         await eventually(lambda: all(each.commit for each in own), 60)
         began = world.cpu()

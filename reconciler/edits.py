@@ -10,6 +10,7 @@ from typing import Final
 from reconciler.core.errors import RefusalError
 from reconciler.core.model import BlobIds, Content, FileError, PolicyName
 from reconciler.core.ports import Identity
+from reconciler.core.tracing import parent_of
 
 KEY_TRAILER: Final = "Idempotency-Key"
 REQUEST_TRAILER: Final = "Request-ID"
@@ -71,7 +72,7 @@ class Write:
         """What the commit's message ends with."""
         found = [(REQUEST_TRAILER, self.request_id), (ACTOR_TRAILER, self.actor)]
         found += [(RESTORES_TRAILER, self.restores)] if self.restores else []
-        found += [(TRACE_TRAILER, self.trace)] if self.trace else []
+        found += [(TRACE_TRAILER, parent_of(self.trace))] if self.trace else []
         return (*found, (KEY_TRAILER, str(self.key))) if self.key else tuple(found)
 
     def subject(self, *, before: BlobIds | None, after: Content | None) -> str:

@@ -63,6 +63,8 @@ class Leading(Protocol):
         ...
 
 
+_TOLD: Final = frozenset({Kind.PUSH, Kind.HOOK, Kind.API, Kind.REQUEST})
+"""Triggers by which somebody says that there is something to do."""
 HOOKS_TRUSTED: Final = 3600.0
 """Seconds after the last webhook for which others are expected."""
 
@@ -204,6 +206,7 @@ class Loop:
         self._metrics = metrics
         self._clock = clock
         self._failures = 0
+        self._owed: Trigger | None = None
         self._renew = True
         self._compared = monotonic()
 
@@ -229,16 +232,22 @@ class Loop:
     async def _run(self, leadership: Leading) -> None:
         self._renew = True
         self._failures = 0
+        self._owed = None
+        waited = self._mailbox.emptied()
         self._reconciler.invalidate()
+        self._metrics.last_pass.set(self._clock().timestamp())
         await self._load_status()
-        trigger = Trigger(Kind.START, self._clock())
+        trigger = Trigger(Kind.START, self._clock(), trace=waited)
         while True:
+            self._metrics.poll_interval.set(self._poll())
             self._metrics.triggers.labels(trigger.kind).inc()
             # The trigger is kept meanwhile: nobody repeats it when etcd is back.
             while not leadership.valid():  # noqa: ASYNC110 time alone ends it, so nobody could set an event
                 await asyncio.sleep(_LEAD_SECONDS)
             await self._turn(leadership, trigger)
             trigger = await self._mailbox.take(next_look(self._failures, self._poll(), self._settings))
+            if self._owed is not None:
+                trigger = again(self._owed, trigger)
 
     def _poll(self) -> float:
         """Seconds between two looks: more while webhooks tell of every commit."""
@@ -262,15 +271,16 @@ class Loop:
         try:
             result = await self._pass(leadership, trigger)
         except RegopsError as error:
-            self._failed(error, trigger)
+            self._failed(error, trigger, monotonic() - started)
             await self._publish(leadership, self._failure_record(error, asked))
         except Exception as error:
             log.exception("pass failed unexpectedly")
             failure = RegopsError(f"{type(error).__name__}: {error}", reason="InternalError")
-            self._failed(failure, trigger)
+            self._failed(failure, trigger, monotonic() - started)
             await self._publish(leadership, self._failure_record(failure, asked))
         else:
             self._failures = 0
+            self._owed = None
             self._renew = False
             if trigger.kind is Kind.POLL and result.wrote and result.commit != result.before:
                 self._mailbox.hooked_at = None  # no webhook told of it
@@ -284,9 +294,9 @@ class Loop:
                 fence, renew = leadership.fence, self._renew
                 return await self._reconciler.run(fence, renew=renew, at_hand=head, trace=trigger.trace)
             except ConflictError:
-                self._metrics.passes.labels("conflict").inc()
                 if attempt == self._settings.conflict_retries or not leadership.valid():
                     raise
+                self._metrics.passes.labels("conflict").inc()  # the last one is counted as what the pass came to
         raise AssertionError("unreachable: the last attempt returns or raises")
 
     # --- what came of it ---------------------------------------------------------------------------------------------
@@ -313,11 +323,15 @@ class Loop:
         for change in result.plan.drifted:
             log.warning("hand edit healed", extra={"policy": change.policy})
 
-    def _failed(self, error: RegopsError, trigger: Trigger) -> None:
+    def _failed(self, error: RegopsError, trigger: Trigger, seconds: float) -> None:
         # A stalled pass is looked at again by the ordinary poll: only a new commit or a person can help.
         self._failures = 0 if isinstance(error, StalledError) else self._failures + 1
+        # Where neither somebody told of a change nor a head was seen, there may be nothing that waits.
+        if self._owed is not None or trigger.kind in _TOLD or error.stage != "fetch":
+            self._owed = trigger
         self._reconciler.invalidate()
         self._metrics.passes.labels(error.outcome).inc()
+        self._metrics.pass_seconds.labels(error.outcome).observe(seconds)
         self._metrics.failures.labels(error.reason).inc()
         if self._journal:
             self._journal.failed(error, trigger)
@@ -394,6 +408,13 @@ class Loop:
             **result.stages,
             **_counts(result),
         }
+
+
+def again(owed: Trigger, trigger: Trigger) -> Trigger:
+    """The look that follows a failed one: what it brings was seen when the failed one was triggered, and belongs to
+    that trace. So an outage counts in the time that a change took."""
+    kind = owed.kind if trigger.kind is Kind.POLL else trigger.kind
+    return replace(trigger, kind=kind, seen_at=min(owed.seen_at, trigger.seen_at), trace=owed.trace or trigger.trace)
 
 
 def poll_of(git: GitSettings, hooked_at: float | None, now: float) -> float:

@@ -1,16 +1,37 @@
-"""Every Prometheus object and label value of regops, in one file: names and values are API and never renamed."""
+"""Every Prometheus object and label value of regops, in one file: names and values are API and never renamed.
+
+A counter whose label values are few is there with all of them from the start: Prometheus' `increase` does not see the
+first event of a series that begins with it. Reasons, routes and the statuses of answers are too many for that.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric
+from prometheus_client.metrics import MetricWrapperBase
 
 from reconciler.core.ports import StoreHealth
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.75, 1, 2.5, 5, 10, 30, 60)
 """Buckets around the half second that a change may take."""
+OUTCOMES = ("applied", "unchanged", "suspended", "transient", "conflict", "stalled", "error")
+KINDS = ("start", "poll", "push", "hook", "drift", "request", "api")
+STAGES = ("fetch", "validate", "apply", "total")
+PROVIDERS = ("github", "gitlab", "gitea", "generic")
+HOOK_RESULTS = (
+    *("looking", "pong", "ignored_event", "ignored_repository", "ignored_branch"),
+    *("refused", "malformed"),
+)
+PUSH_RESULTS = ("accepted", "moved", "declined", "unknown", "failed")
+
+
+def _begin(metric: MetricWrapperBase, *values: Sequence[str]) -> None:
+    """A child, at 0, for each combination of label values."""
+    for labels in itertools.product(*values):
+        metric.labels(*labels)
 
 
 class LoopMetrics:
@@ -29,6 +50,8 @@ class LoopMetrics:
             "Passes by outcome: applied, unchanged, suspended, transient, conflict, stalled, error.",
             "outcome",
         )
+        _begin(self.passes, OUTCOMES)
+        _begin(self.triggers, KINDS)
         self.failures = counter("regops_pass_failures_total", "Passes that broke off, by reason.", "reason")
         self.pass_seconds = Histogram(
             "regops_pass_seconds", "Duration of whole passes.", ("outcome",), registry=registry, buckets=SECONDS
@@ -40,6 +63,7 @@ class LoopMetrics:
             registry=registry,
             buckets=SECONDS,
         )
+        _begin(self.stage_seconds, STAGES)
         self.policies = gauge("regops_policies", "Policies by state: live, held.", "state")
         self.conditions = gauge(
             "regops_condition",
@@ -47,7 +71,11 @@ class LoopMetrics:
             "PruneBlocked, HistoryRewritten, RecordDelayed.",
             "type",
         )
-        self.last_pass = gauge("regops_last_pass_timestamp_seconds", "When a pass last ended well (Unix time).")
+        self.last_pass = gauge(
+            "regops_last_pass_timestamp_seconds",
+            "When a pass last ended well, or since when this replica leads, if none has (Unix time).",
+        )
+        self.poll_interval = gauge("regops_poll_interval_seconds", "Within what time the leader looks by itself.")
         self.ready = gauge("regops_ready", "1 while the last pass left nothing held, blocked or failed.")
         self.blocked_deletions = gauge("regops_blocked_deletions", "Deletions that wait for a person.")
         self.platform_pending = gauge(
@@ -82,13 +110,13 @@ class FleetMetrics:
             registry=registry,
             buckets=SECONDS,
         )
-        self.agents = Gauge(
+        self.agents = _Asked(
             "regops_fleet_agents",
             "OPAs by what they prove, by state: current, behind, unknown, stale, errors.",
             ("datacentre", "state"),
             registry=registry,
         )
-        self.receipts = Gauge(
+        self.receipts = _Asked(
             "regops_fleet_receipts",
             "OPAs by the commit that they prove, its first 12 digits: the five most frequent ones, and other.",
             ("commit",),
@@ -99,21 +127,47 @@ class FleetMetrics:
             "Since when something is applied that an OPA which reports does not enforce yet; 0 when all do.",
             registry=registry,
         )
+        _begin(self.propagation, ("applied", "enforced", "everywhere"))
 
-    def show(self, counts: Mapping[str, Mapping[str, int]], commits: Mapping[str, int]) -> None:
-        """The fleet as it is now; children of what is no more go."""
-        self.agents.clear()
-        for datacentre, marks in counts.items():
-            for state in ("current", "behind", "unknown", "stale", "errors"):
-                self.agents.labels(datacentre, state).set(marks.get(state, 0))
-        self.receipts.clear()
-        for commit, number in commits.items():
-            self.receipts.labels(commit).set(number)
+    def took(self, to: str, seconds: float) -> None:
+        """See `regops_propagation_seconds`."""
+        self.propagation.labels(to).observe(seconds)
+
+    def follow(
+        self,
+        counts: Callable[[], Mapping[str, Mapping[str, int]]],
+        commits: Callable[[], Mapping[str, int]],
+        lag: Callable[[], float],
+    ) -> None:
+        """What to ask, from here on, when the metrics are read: no sooner, as one event of one OPA should not have the
+        whole fleet counted."""
+        states = ("current", "behind", "unknown", "stale", "errors")
+        self.agents.ask = lambda: {
+            (datacentre, state): marks.get(state, 0) for datacentre, marks in counts().items() for state in states
+        }
+        self.receipts.ask = lambda: {(commit,): number for commit, number in commits().items()}
+        self.lag.set_function(lag)
 
     def clear(self) -> None:
         """Another replica tells from here on."""
-        self.agents.clear()
-        self.receipts.clear()
+        for each in (self.agents, self.receipts):
+            each.ask = None
+            each.clear()
+        self.lag.set_function(lambda: 0.0)
+
+
+class _Asked(Gauge):
+    """A gauge that asks for its values when it is read; children of what is no more go."""
+
+    ask: Callable[[], Mapping[tuple[str, ...], float]] | None = None
+
+    def collect(self) -> Iterable[Metric]:
+        """See `Collector.collect`."""
+        if self.ask is not None:
+            self.clear()
+            for labels, value in self.ask().items():
+                self.labels(*labels).set(value)
+        return super().collect()
 
 
 class StoreMetrics:
@@ -121,7 +175,11 @@ class StoreMetrics:
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self.db_size = Gauge("regops_etcd_db_size_bytes", "Size of etcd's database.", registry=registry)
-        self.quota = Gauge("regops_etcd_quota_bytes", "etcd's size quota; 0 where it does not tell.", registry=registry)
+        self.quota = Gauge(
+            "regops_etcd_quota_bytes",
+            "etcd's size quota; its default, 2 GiB, where it does not tell.",
+            registry=registry,
+        )
         self.alarms = Gauge("regops_etcd_alarms", "Alarms that are raised in etcd.", registry=registry)
         self.info = Gauge(
             "regops_etcd_info", "1, for the oldest version among the members.", ("version",), registry=registry
@@ -169,6 +227,9 @@ class AgentMetrics:
         self.store_errors = counter(
             "regops_agent_store_errors_total", "Failures of etcd, by what was asked: mirror, receipt, alive.", "of"
         )
+        _begin(self.advances, ("delta", "snapshot", "empty"))
+        _begin(self.kept, ("applying", "older", "unreadable", "nothing_applied"))
+        _begin(self.store_errors, ("mirror", "receipt", "alive"))
         self.disk_errors = counter("regops_agent_disk_errors_total", "Bundles that could not be written to disk.")
         self.sent = counter("regops_agent_bundles_sent_total", "Bundles sent to OPA.")
         self.refusals = counter("regops_agent_refusals_total", "Bundles that OPA downloaded and did not activate.")
@@ -194,6 +255,9 @@ class ApiMetrics:
             "regops_api_request_seconds", "Time to answer.", ("route",), registry=registry, buckets=SECONDS
         )
         self.listeners = Gauge("regops_event_listeners", "Streams of /events that are served now.", registry=registry)
+        self.mirror_restarts = counter(
+            "regops_mirror_restarts_total", "Times that the mirror by which the API answers lost sight of etcd."
+        )
         self._answers: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
 
     def answered(self, route: str, method: str, status: int, seconds: float) -> None:
@@ -217,6 +281,12 @@ class HookMetrics:
             ("provider", "result"),
             registry=registry,
         )
+        _begin(self.hooks, PROVIDERS, HOOK_RESULTS)
+        self.secrets_unusable = Counter(
+            "regops_hook_secrets_unusable_total",
+            "Changes of hooks.secrets_file after which no usable secret was in it: those of before count.",
+            registry=registry,
+        )
 
 
 class WriterMetrics:
@@ -229,6 +299,8 @@ class WriterMetrics:
             ("result",),
             registry=registry,
         )
+        _begin(self.pushes, PUSH_RESULTS)
+        self.commits = Counter("regops_commits_total", "Commits by writes that the remote took.", registry=registry)
         self.push_seconds = Histogram("regops_push_seconds", "Duration of a push.", registry=registry, buckets=SECONDS)
         self.push_writes = Histogram(
             "regops_push_writes", "Writes that shared one push.", registry=registry, buckets=(1, 2, 4, 8, 16, 32, 64)
@@ -299,6 +371,7 @@ class ProjectionMetrics:
             ("of",),
             registry=registry,
         )
+        _begin(self.dropped, ("commits", "others"))
         self.recovered = Counter(
             "regops_audit_recovered_total",
             "Audit events that were written again from their commits.",

@@ -23,11 +23,13 @@ from reconciler.core.plan import Cause, Change, Operation, Plan, make_plan
 from reconciler.core.ports import Compare, Delete, Fence, KeyValueStore, Put, Range, Source, Target, Transaction
 from reconciler.core.records import CHANGED_LIMIT, Applied, Confirmed, Held, Meta
 from reconciler.core.times import rfc3339
-from reconciler.core.tracing import NO_TRACER, Tracer, traceparent
+from reconciler.core.tracing import NO_TRACER, Attribute, Tracer, traceparent
 from reconciler.core.transactions import Frame, Step, change_step, held_steps, join, pack
 from reconciler.edits import TRACE_TRAILER
 from reconciler.validation import Judge, Resolution
 
+TRACED = 100
+"""Commits of one pass whose traces it shows up in, the newest."""
 OWN_REVISIONS = 4096
 """Store revisions of own writes that are remembered, so that the drift watch can tell them from others'."""
 
@@ -127,27 +129,51 @@ class Reconciler:
         wrote first, `UnknownOutcomeError` when a write's answer did not come, and what the adapters raise.
         """
         began = self._clock()
-        commit = at_hand or await self._fetch()
-        if not renew and self._settled and self._settled[0] == self._epoch and self._settled[1].commit == commit:
-            return replace(self._settled[1], wrote=False, stages={})
-        stages = {"fetched_at": self._now()}
-        with self._tracer.span("regops.pass", await self._parent(commit, trace)) as span:
-            self._tracer.record("regops.fetch", began, self._clock(), span.context)
-            result = await self._pass(fence, commit, stages, renew=renew, trace=span.context)
-            span.tell(vcs__ref__head__revision=commit, regops__wrote=result.wrote, regops__held=len(result.held))
+        try:
+            commit = at_hand or await self._fetch()
+            fetched = self._clock()
+            if not renew and self._settled and self._settled[0] == self._epoch and self._settled[1].commit == commit:
+                return replace(self._settled[1], wrote=False, stages={})
+            known = await self._read_live()
+            applied = known[1].applied.commit if known[1].applied else None
+            traces = await self._traces(commit, applied)
+        except RegopsError:
+            with self._tracer.span("regops.pass", trace, start=began):
+                raise
+        with self._tracer.span("regops.pass", traces.pop(commit, trace), start=began) as span:
+            self._tracer.record("regops.fetch", began, fetched, span.context)
+            stages = {"fetched_at": rfc3339(fetched)}
+            result = await self._pass(fence, commit, stages, known, renew=renew, trace=span.context)
+            told: dict[str, Attribute] = {"regops__wrote": result.wrote, "regops__held": len(result.held)}
+            span.tell(vcs__ref__head__revision=commit, **told)
+        for other, context in traces.items():  # they went live together, by one pass
+            told["vcs__ref__head__revision"] = other
+            self._tracer.record("regops.pass", began, self._clock(), context, link=span.context, **told)
         return result
 
-    async def _parent(self, commit: str, trace: str | None) -> str | None:
-        """The trace context that a pass belongs to: that which a write through the API left in its commit."""
-        if not self._tracer.enabled:
-            return None
-        known = (await self._source.branch_commits([commit])).get(commit)
-        return traceparent(known.trailers.get(TRACE_TRAILER) if known else None) or trace
+    async def _traces(self, commit: str, applied: str | None) -> dict[str, str]:
+        """The trace contexts that writes through the API left in the commits that are not applied yet, by commit; of
+        the newest `TRACED` commits. What is applied was traced then: a restart does not go on with it for ever."""
+        if not self._tracer.enabled or commit == applied:
+            return {}
+        line = [commit]
+        if applied is not None and await self._source.contains(commit, applied):
+            line = list(await self._source.line(commit, {applied}))[-TRACED:] or line
+        commits = await self._source.branch_commits(line)
+        found = {name: traceparent(each.trailers.get(TRACE_TRAILER)) for name, each in commits.items()}
+        return {name: context for name, context in found.items() if context}
 
     async def _pass(
-        self, fence: Fence, commit: str, stages: dict[str, str], *, renew: bool, trace: str | None
+        self,
+        fence: Fence,
+        commit: str,
+        stages: dict[str, str],
+        known: tuple[int, LiveState],
+        *,
+        renew: bool,
+        trace: str | None,
     ) -> PassResult:
-        epoch, live = await self._read_live()
+        epoch, live = known
         with self._tracer.span("regops.validate", trace):
             desired = await self._decide(commit, live)
         stages["validated_at"] = self._now()
@@ -169,8 +195,7 @@ class Reconciler:
             stages=stages,
         )
         if live.suspended is None:
-            with self._tracer.span("regops.apply", trace) as span:
-                result = await self._apply(fence, result, renew=renew, trace=span.context)
+            result = await self._apply(fence, result, renew=renew, trace=trace)
         self._live = (epoch, result.live)
         self._settled = (epoch, result)
         return result
@@ -243,6 +268,14 @@ class Reconciler:
         moved = live.applied is None or live.applied.commit != result.commit or live.applying is not None
         if not (result.plan.changes or steps or moved or renew):
             return result
+        with self._tracer.span("regops.apply", trace) as span:
+            return await self._write(fence, result, [removing, steps], renew=renew, trace=span.context)
+
+    async def _write(
+        self, fence: Fence, result: PassResult, beside: Sequence[Sequence[Step]], *, renew: bool, trace: str | None
+    ) -> PassResult:
+        """The transactions. ``beside`` the plan's changes: the removal of foreign keys, and everything else with it."""
+        live, (removing, steps) = result.live, beside
         metas = await self._metas(result)
         applied = await aside(len(live.policies) + len(result.plan.changes), self._applied, result, renew=renew)
         applied = replace(applied, trace=trace)

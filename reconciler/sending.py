@@ -22,6 +22,9 @@ class WriterObserver(Protocol):
     def pushed(self, result: str, writes: int, seconds: float) -> None:
         """A push has ended. ``result`` is a `PushResult` or ``failed``."""
 
+    def committed(self, commits: int) -> None:
+        """The remote has so many more commits."""
+
     async def intends(self, commits: Mapping[str, Write]) -> None:
         """These commits are about to be sent; whatever happens now, they may arrive."""
 

@@ -225,6 +225,9 @@ class ServerSettings(_Group):
     """Folder for the mirror and other things that may be lost."""
     lease_ttl: Annotated[int, Field(ge=2, le=60)] = 5
     """Seconds after which a silent leader is replaced."""
+    forget_agents_after: Seconds = 604800.0
+    """Seconds (a week) after which a silent agent counts no more: until then health is Unknown, or a person forgets it
+    (`regops fleet forget`). Set it alike in every replica."""
 
 
 class ApiSettings(_Group):
@@ -254,7 +257,7 @@ class HooksSettings(_Group):
 
     secrets_file: Path | None = None
     """File with the secrets that hooks are signed with, one in a line, several while one replaces another; read again
-    when it changes. Without it hooks are refused."""
+    when it changes, and kept as it was when nothing usable is left in it. Without it hooks are refused."""
     repositories: tuple[str, ...] = ()
     """More URLs of the repository, where the host names it otherwise than `git.remote` does."""
 

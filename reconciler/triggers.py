@@ -24,7 +24,7 @@ from watchdog.observers import Observer
 from reconciler.core.errors import CompactedError, DivergedError, RegopsError
 from reconciler.core.keyspace import Keyspace
 from reconciler.core.ports import KeyValueStore, Range, WatchBatch
-from reconciler.core.tracing import traceparent
+from reconciler.core.tracing import context_in
 
 log = logging.getLogger(__name__)
 
@@ -81,6 +81,13 @@ class Mailbox:
             self._filled.set()
         else:
             self._slot = replace(self._slot, fetch=self._slot.fetch or fetch, trace=self._slot.trace or trace)
+
+    def emptied(self) -> str | None:
+        """Forget what waits, since a look that covers it begins now; the trace context that it came with. What was put
+        while this replica did not lead may have waited for days."""
+        waiting, self._slot = self._slot, None
+        self._filled.clear()
+        return waiting.trace if waiting else None
 
     async def take(self, timeout: float) -> Trigger:  # noqa: ASYNC109 the time-out is an answer: a poll
         """The waiting trigger, or a poll after ``timeout`` seconds without one."""
@@ -151,11 +158,14 @@ class DriftWatch:
                 drift = any(event.kv.key.startswith(self._keyspace.policies) for event in foreign)
                 words = [event.kv.value for event in foreign if event.kv.key == self._keyspace.pushed]
                 hooks = [word for word in words if word.startswith(HOOKED)]
-                trace = traceparent(hooks[-1].removeprefix(HOOKED).decode("ascii", "replace")) if hooks else None
-                self._look(Kind.DRIFT if drift else Kind.HOOK if hooks else Kind.REQUEST, trace)
+                trace = context_in(hooks[-1].removeprefix(HOOKED).decode("ascii", "replace")) if hooks else None
+                kind = Kind.DRIFT if drift else Kind.HOOK if hooks else Kind.REQUEST
+                # A word that something was pushed says nothing of etcd: it need not be read whole again.
+                self._look(kind, trace, forget=len(words) < len(foreign))
 
-    def _look(self, kind: Kind, trace: str | None = None) -> None:
-        self._reconciler.invalidate()
+    def _look(self, kind: Kind, trace: str | None = None, *, forget: bool = True) -> None:
+        if forget:
+            self._reconciler.invalidate()
         self._mailbox.put(kind, trace)
 
 

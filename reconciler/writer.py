@@ -236,6 +236,7 @@ class Writer:
             return False
         result, message = await self._settle(batch)
         if result is PushResult.ACCEPTED:
+            self._observer.committed(len(batch.commits))
             self._pushed(batch.tip)
             for answer in (*batch.commits.values(), *batch.answers):
                 answer.tell()

@@ -7,6 +7,7 @@ import contextlib
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Final, Protocol
 
 from aiohttp import web
@@ -18,7 +19,8 @@ from api.auth import open_access
 from api.events import Board
 from api.fleet import Fleet
 from api.followed import Followed
-from api.hooks import Hooks, Secrets
+from api.hook_secrets import Secrets
+from api.hooks import Hooks
 from api.observing import Observer
 from api.progress import Progress
 from api.ratelimit import Gate
@@ -29,7 +31,7 @@ from reconciler.agent.mirror import Mirror
 from reconciler.audit import Journal
 from reconciler.core.errors import RegopsError, TransientError
 from reconciler.core.model import PLATFORM, BlobIds, PolicyName, policy_name
-from reconciler.core.ports import Branch, KeyValueStore, Put, Range, Source, Transaction
+from reconciler.core.ports import Branch, KeyValueStore, Range, Source
 from reconciler.core.records import Held
 from reconciler.core.tracing import NO_TRACER, Tracer
 from reconciler.core.versions import Hold
@@ -39,13 +41,14 @@ from reconciler.idempotency import Ledger
 from reconciler.metrics import ApiMetrics, HookMetrics, WriterMetrics
 from reconciler.operations import Operations
 from reconciler.settings import Settings
-from reconciler.triggers import HOOKED, Kind, Mailbox
+from reconciler.triggers import Mailbox
 from reconciler.validation import Judge
 from reconciler.version_history import VersionHistory
 from reconciler.writer import Writer
 from regops import compose
 from regops.auditing import Audit
 from regops.recovery import recover
+from regops.telling import Told
 
 log = logging.getLogger(__name__)
 
@@ -83,8 +86,31 @@ class _Pushes:
         self._metrics.push_seconds.observe(seconds)
         self._metrics.push_writes.observe(writes)
 
+    def committed(self, commits: int) -> None:
+        self._metrics.commits.inc(commits)
+
     async def intends(self, commits: Mapping[str, Write]) -> None:
         await self._journal.intends(commits)
+
+
+class _Restarts:
+    """Counts how often the mirror that the API answers by lost sight of etcd."""
+
+    def __init__(self, metrics: ApiMetrics) -> None:
+        self._metrics = metrics
+
+    def advanced(self, how: str, seconds: float, policies_read: int) -> None:
+        """No news here."""
+
+    def kept(self, reason: str) -> None:
+        """The same."""
+
+    def lost(self, error: RegopsError) -> None:
+        del error
+        self._metrics.mirror_restarts.inc()
+
+    def resumed(self) -> None:
+        self._metrics.mirror_restarts.inc()
 
 
 class Candidacy(Protocol):
@@ -102,12 +128,15 @@ async def open_api(engine: Engine, group: asyncio.TaskGroup, candidacy: Candidac
     """The API on its port, and its background tasks in ``group``, as long as the block runs."""
     settings, store = engine.settings, engine.store
     space = compose.keyspace(settings.etcd)
-    mirror, fleet = Mirror(store, space), Fleet(store, space)
+    forget_after = timedelta(seconds=settings.server.forget_agents_after)
     held = Followed(store, Range(space.helds, prefix=True), decode=lambda kv: Held.decode(kv.value))
-    metrics, journal = ApiMetrics(engine.registry), Journal(settings.server.state)
+    metrics, hook_metrics = ApiMetrics(engine.registry), HookMetrics(engine.registry)
+    journal = Journal(settings.server.state)
+    mirror, fleet = Mirror(store, space, observer=_Restarts(metrics)), Fleet(store, space, forget_after=forget_after)
     left = await asyncio.to_thread(journal.left)
     judge = EditJudge(engine.judge, _live_platform(mirror, lambda: space.held(PLATFORM) in held.values))
-    told = _Told(engine, candidacy)
+    leads = (lambda: candidacy.leads) if candidacy else (lambda: False)
+    told = Told(store, space.pushed, engine.mailbox, leads=leads)
     writer = Writer(
         engine.source,
         engine.source,
@@ -118,7 +147,7 @@ async def open_api(engine: Engine, group: asyncio.TaskGroup, candidacy: Candidac
     )
     ledger = Ledger(store, space, settings.server.id)
     place = {"remote": settings.git.shown, "branch": settings.git.branch, "path": settings.git.path}
-    observer = Observer(store, space, mirror)
+    observer = Observer(store, space, mirror, forget_after=forget_after)
     board = Board(store, space, observer, place, metrics=metrics, most=settings.api.event_listeners)
     async with open_access(settings.auth, _platform_version(mirror)) as access, open_trial(settings.auth) as trial:
         parts = Parts(
@@ -141,11 +170,13 @@ async def open_api(engine: Engine, group: asyncio.TaskGroup, candidacy: Candidac
             operations=Operations(store, space),
             history=VersionHistory(engine.source, engine.record.versions if engine.record else None, held=_holds(held)),
             hooks=Hooks(
-                await asyncio.to_thread(Secrets, settings.hooks.secrets_file),
+                await asyncio.to_thread(
+                    Secrets, settings.hooks.secrets_file, unusable=hook_metrics.secrets_unusable.inc
+                ),
                 repositories=(settings.git.remote, *settings.hooks.repositories),
                 branch=settings.git.branch,
                 look=told.hooked,
-                metrics=HookMetrics(engine.registry),
+                metrics=hook_metrics,
             ),
             observer=observer,
             board=board,
@@ -219,44 +250,6 @@ async def _mirrored(source: Source) -> None:
             await asyncio.sleep(_RETRY_SECONDS)
         else:
             return
-
-
-class _Told:
-    """Tells the leader of an accepted push: in this process by its mailbox, elsewhere by a key that it watches."""
-
-    def __init__(self, engine: Engine, candidacy: Candidacy | None) -> None:
-        self._engine = engine
-        self._candidacy = candidacy
-        self._key = compose.keyspace(engine.settings.etcd).pushed
-        self._word = b""
-        self._filled = asyncio.Event()
-
-    def pushed(self, commit: str) -> None:
-        """Called with each new head."""
-        if self._candidacy is not None and self._candidacy.leads:
-            self._engine.mailbox.put(Kind.API)
-        else:
-            self._word = commit.encode()
-            self._filled.set()
-
-    def hooked(self, trace: str | None) -> None:
-        """Called with each webhook."""
-        if self._candidacy is not None and self._candidacy.leads:
-            self._engine.mailbox.put(Kind.HOOK, trace)
-        else:
-            self._word = HOOKED if trace is None else b"%b %b" % (HOOKED, trace.encode())
-            self._filled.set()
-
-    async def run(self) -> None:
-        """Pass the newest commit on. Where that fails, the leader's own polling finds it."""
-        while True:
-            await self._filled.wait()
-            self._filled.clear()
-            put = Put(self._key, self._word)
-            try:
-                await self._engine.store.commit(Transaction((), (put,)))
-            except RegopsError as error:
-                log.warning("leader not told of a push", extra={"reason": error.reason})
 
 
 @contextlib.asynccontextmanager

@@ -15,7 +15,6 @@ from reconciler.adapters.etcd import EtcdStore
 from reconciler.adapters.git import GitSource
 from reconciler.adapters.git.access import Access
 from reconciler.adapters.git.export import Exported, export
-from reconciler.adapters.git.worktree import Pair, commit_folder, commit_of, commit_pair, write_tree
 from reconciler.adapters.mongo import MongoAudit, MongoDatabase, MongoReceipts, MongoVersions
 from reconciler.adapters.opa import OpaCompiler
 from reconciler.adapters.verdict_file import VerdictFile
@@ -33,6 +32,7 @@ from reconciler.settings import EtcdSettings, MongoSettings, Settings, TracingSe
 from reconciler.validation import Judge
 from reconciler.verdicts import Verdicts
 from regops import __version__, toolchain
+from regops.revisions import open_snapshot
 
 log = logging.getLogger(__name__)
 
@@ -151,54 +151,6 @@ async def open_record(settings: MongoSettings) -> AsyncIterator[Record | None]:
         )
     finally:
         await database.aclose()
-
-
-@contextlib.asynccontextmanager
-async def open_snapshot(
-    settings: Settings, folder: Path, *, path: str, revision: str | None
-) -> AsyncIterator[tuple[Source, str]]:
-    """A working tree, or a commit of the repository around it, as a source of its own; with its head."""
-    with tempfile.TemporaryDirectory(prefix="regops-check-") as scratch:
-        repository = Path(scratch, "snapshot.git")
-        if revision is None:
-            await asyncio.to_thread(commit_folder, folder, path, repository)
-        else:
-            await asyncio.to_thread(commit_of, folder, revision, repository)
-        source = GitSource(
-            remote=str(repository),
-            mirror=Path(scratch, "mirror.git"),
-            branch="main",
-            path=path,
-            fetch_timeout=settings.git.fetch_timeout,
-        )
-        try:
-            yield source, await source.fetch()
-        finally:
-            await source.aclose()
-
-
-@contextlib.asynccontextmanager
-async def open_pair(
-    settings: Settings, folder: Path, *, path: str, base: str, head: str | None
-) -> AsyncIterator[tuple[Source, Pair, Path]]:
-    """Two revisions, or one and the files in ``folder``, as a source of its own; and a folder with the head's files
-    below ``path``, tests and all."""
-    with tempfile.TemporaryDirectory(prefix="regops-check-") as scratch:
-        repository, files = Path(scratch, "pair.git"), Path(scratch, "files")
-        pair = await asyncio.to_thread(commit_pair, folder, path, base, head, repository)
-        await asyncio.to_thread(write_tree, repository, pair.new, path, files)
-        source = GitSource(
-            remote=str(repository),
-            mirror=Path(scratch, "mirror.git"),
-            branch="main",
-            path=path,
-            fetch_timeout=settings.git.fetch_timeout,
-        )
-        try:
-            await source.fetch()
-            yield source, pair, files
-        finally:
-            await source.aclose()
 
 
 @contextlib.asynccontextmanager

@@ -8,6 +8,7 @@ import logging
 import signal
 from collections.abc import Coroutine, Iterator
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any, NoReturn
 
 from prometheus_client import CollectorRegistry
@@ -187,7 +188,14 @@ class Contender:
         engine, own, git = self._engine, self._settings.server, self._settings.git
         election = Election(engine.store, self._keyspace.leader, own.id, own.lease_ttl)
         reconciler = compose.make_reconciler(self._settings, engine.source, engine.store, engine.judge, engine.tracer)
-        journal = PassLog(engine.store, self._keyspace, engine.source, leader=own.id, metrics=self._fleet)
+        journal = PassLog(
+            engine.store,
+            self._keyspace,
+            engine.source,
+            leader=own.id,
+            metrics=self._fleet,
+            forget_after=timedelta(seconds=own.forget_agents_after),
+        )
 
         def proven() -> None:
             reconciler.reconsider()
@@ -214,7 +222,11 @@ class Contender:
                 async with election.lead() as leadership, watch_files(git.remote, engine.mailbox):
                     with self._leading():
                         beside = [engine.audit.passes, self._recorder, engine.audit.commits]
-                        recording = [journal.run(), prover.run(), *(each.run() for each in beside if each is not None)]
+                        recording = [
+                            journal.run(leadership.fence),
+                            prover.run(),
+                            *(each.run() for each in beside if each is not None),
+                        ]
                         recording += [self._receipts.follow()] if self._receipts else []
                         await _first_of(loop.run(leadership), drift.run(), leadership.lost(), *recording)
             except RegopsError as error:

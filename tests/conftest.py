@@ -7,7 +7,14 @@ from collections.abc import Iterator
 
 import pytest
 
-pytest_plugins = ["fixtures.etcd", "fixtures.git", "fixtures.opa", "fixtures.bundles", "fixtures.mongo"]
+pytest_plugins = [
+    "fixtures.etcd",
+    "fixtures.git",
+    "fixtures.opa",
+    "fixtures.bundles",
+    "fixtures.mongo",
+    "fixtures.reviews",
+]
 
 
 @pytest.fixture(autouse=True)

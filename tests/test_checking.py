@@ -6,12 +6,12 @@ import gzip
 import json
 import re
 import subprocess
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import CliRunner
+from fixtures.reviews import Repository, by_name, decision, log
 
 from reconciler.core.model import FileError
 from regops.checking.decisions import Decision, Skipped, Unreadable, read
@@ -19,83 +19,6 @@ from regops.checking.findings import Example, Flips, Operation, PolicyFinding, R
 from regops.checking.github import as_annotations
 from regops.checking.markdown import LONGEST, as_markdown, code, fenced
 from regops.cli import main
-
-PLATFORM = 'package platform\n\nimport rego.v1\n\nis_admin if input.role == "admin"\n\ntwice(x) := 2 * x\n'
-ALPHA = """package projects.alpha
-
-import rego.v1
-
-default allow := false
-
-allow if data.platform.is_admin
-allow if input.age >= data.projects.alpha.limit
-"""
-TESTS = """package projects.alpha_test
-
-import rego.v1
-
-import data.projects.alpha
-
-test_admins if alpha.allow with input as {"role": "admin"}
-test_old_enough if alpha.allow with input as {"age": 20}
-"""
-SEED = {
-    "policies/platform/rego.rego": PLATFORM,
-    "policies/projects/alpha/rego.rego": ALPHA,
-    "policies/projects/alpha/data.json": '{"limit": 18, "name": "a"}\n',
-    "policies/projects/alpha/rego_test.rego": TESTS,
-    "policies/projects/beta/rego.rego": "package projects.beta\n\nx := data.platform.twice(21)\n",
-}
-
-
-class Repository:
-    """A policy repository with a branch ``main`` and one that is changed."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        folder.mkdir()
-        self.git("init", "-q", "-b", "main")
-        self.commit(SEED)
-        self.git("checkout", "-q", "-b", "change")
-
-    def git(self, *words: str) -> str:
-        identity = ("-c", "user.name=t", "-c", "user.email=t@localhost")
-        done = subprocess.run(["git", *identity, *words], cwd=self.folder, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
-        return done.stdout.strip()
-
-    def write(self, files: Mapping[str, str | None]) -> None:
-        for name, text in files.items():
-            file = self.folder / name
-            if text is None:
-                file.unlink()
-            else:
-                file.parent.mkdir(parents=True, exist_ok=True)
-                file.write_text(text)
-
-    def commit(self, files: Mapping[str, str | None]) -> str:
-        self.write(files)
-        self.git("add", "-A")
-        self.git("commit", "-q", "-m", "change")
-        return self.git("rev-parse", "HEAD")
-
-    def check(self, *words: str, base: str = "main", code: int | None = None) -> Result:
-        done = CliRunner().invoke(main, ["check", str(self.folder), "--base", base, *words])
-        assert code is None or done.exit_code == code, done.output
-        return done
-
-    def document(self, *words: str, code: int | None = None) -> Any:
-        return json.loads(self.check("--json", *words, code=code).stdout)
-
-
-@pytest.fixture
-def repository(tmp_path: Path) -> Repository:
-    return Repository(tmp_path / "repo")
-
-
-def by_name(document: Any) -> dict[str, Any]:
-    return {each["policy"]: each for each in document["policies"]}
-
 
 # --- what changes ----------------------------------------------------------------------------------------------------
 
@@ -207,7 +130,10 @@ def test_a_test_that_fails_is_named_with_its_line(repository: Repository) -> Non
 def test_tests_that_do_not_compile_are_an_error(repository: Repository) -> None:
     repository.commit({"policies/projects/alpha/rego_test.rego": "package projects.alpha_test\n\noops("})
     document = repository.document(code=1)
-    assert "rego_test.rego:3" in document["tests"]["error"]
+    (failure,) = document["tests"]["failures"]
+    assert (failure["file"], failure["line"]) == ("policies/projects/alpha/rego_test.rego", 3)
+    assert (failure["name"], failure["already_failing"]) == (None, False)
+    assert "rego_parse_error" in failure["message"]
 
 
 def test_what_changes_without_enough_tests_fails_where_that_is_asked_for(repository: Repository) -> None:
@@ -266,15 +192,6 @@ def test_a_shallow_clone_says_how_to_get_the_history(repository: Repository, tmp
 
 
 # --- replay ----------------------------------------------------------------------------------------------------------
-
-
-def log(file: Path, *decisions: dict[str, Any]) -> Path:
-    file.write_text("".join(f"{json.dumps(each)}\n" for each in decisions))
-    return file
-
-
-def decision(number: int, path: str = "projects/alpha/allow", **more: Any) -> dict[str, Any]:
-    return {"decision_id": f"d{number}", "path": path, "input": {"age": number}, "result": number >= 18, **more}
 
 
 def test_the_recorded_decisions_that_flip_are_counted_with_examples(repository: Repository, tmp_path: Path) -> None:

@@ -43,18 +43,26 @@ def test_every_variable_that_the_code_knows_is_in_the_settings_page() -> None:
     assert sorted(name for name in named | set(setting_names().values()) if f"`{name}`" not in page) == []
 
 
-def metric_families() -> dict[str, tuple[tuple[str, ...], str]]:
-    """Every metric as Prometheus shows it: its labels and its help."""
-    found = {}
+def metric_objects() -> list[MetricWrapperBase]:
+    """Every metric, as a process begins with it."""
+    found = []
     for _, kind in inspect.getmembers(
         metrics, lambda kind: inspect.isclass(kind) and kind.__module__ == metrics.__name__
     ):
-        for metric in filter(
-            lambda found: isinstance(found, MetricWrapperBase), vars(kind(CollectorRegistry())).values()
-        ):
-            name = metric._name + ("_total" if metric._type == "counter" else "")
-            found[name] = (metric._labelnames, metric._documentation)
+        if issubclass(kind, MetricWrapperBase):
+            continue
+        found += [each for each in vars(kind(CollectorRegistry())).values() if isinstance(each, MetricWrapperBase)]
     return found
+
+
+def metric_name(metric: MetricWrapperBase) -> str:
+    """As Prometheus shows it."""
+    return f"{metric._name}_total" if metric._type == "counter" else f"{metric._name}"
+
+
+def metric_families() -> dict[str, tuple[tuple[str, ...], str]]:
+    """Every metric: its labels and its help."""
+    return {metric_name(metric): (metric._labelnames, metric._documentation) for metric in metric_objects()}
 
 
 @pytest.mark.parametrize("name", metric_families())

@@ -17,7 +17,10 @@ from fixtures.git import Remote
 from fixtures.host import Host
 from fixtures.opa import find_opa
 
+from api.observing import Observer
+from api.statusview import sync_of
 from reconciler.adapters.opa import OpaCompiler
+from reconciler.agent.mirror import Mirror
 from reconciler.core.conditions import Condition
 from reconciler.settings import LoopSettings
 
@@ -310,5 +313,7 @@ async def test_a_compiler_that_cannot_be_started_is_named_and_nothing_is_lost(
         assert "no-opa" in message
         assert engine.metric("pass_failures_total", reason="CompilerUnavailable") >= 1
         assert await engine.live() == before
+        seen = await Observer(engine.hand, engine.keys, Mirror(engine.hand, engine.keys)).read()
+        assert sync_of(seen) == "Unknown", "the head was fetched and is not live: Synced was said of it"
         compiler._binary = found
         await healed(engine, head)

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from time import monotonic
 
@@ -21,9 +22,9 @@ from reconciler.core.errors import StalledError, TransientError
 from reconciler.core.model import project_policy
 from reconciler.core.ports import Delete, Transaction
 from reconciler.core.records import Applied, Confirmed
-from reconciler.loop import HOOKS_TRUSTED, next_look, poll_of
+from reconciler.loop import HOOKS_TRUSTED, again, next_look, poll_of
 from reconciler.settings import GitSettings, LoopSettings
-from reconciler.triggers import Kind
+from reconciler.triggers import Kind, Trigger
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -84,6 +85,31 @@ async def test_polling_stretches_out_while_webhooks_arrive_and_shortens_when_the
     assert poll_of(git, 1000, 1000 + HOOKS_TRUSTED) == 600
     assert poll_of(git, 1000, 1001 + HOOKS_TRUSTED) == 30
     assert poll_of(GitSettings(remote="memory:", poll_interval=900), 1000, 1000) == 900
+
+
+async def test_while_webhooks_come_the_loop_leaves_the_looking_to_them(start: Start, source: InMemorySource) -> None:
+    async with start(poll=0.05, hooked_poll=60).running() as engine:
+        await engine.settled()
+        await engine.until(lambda: engine.metric("triggers_total", kind="poll") > 2)
+        engine.mailbox.put(Kind.HOOK)
+        await engine.until(lambda: engine.metric("triggers_total", kind="hook") == 1)
+        looks, fetches = engine.metric("triggers_total", kind="poll"), source.calls["fetch"]
+        await asyncio.sleep(0.5)  # ten polls, were they not stretched
+        assert engine.metric("triggers_total", kind="poll") == looks
+        assert source.calls["fetch"] <= fetches + 1
+        told = source.commit(says("told"))
+        engine.mailbox.put(Kind.HOOK)
+        await engine.until_applied(told)
+        assert engine.metric("triggers_total", kind="poll") == looks
+
+
+async def test_what_a_standby_saw_before_it_leads_is_no_trigger_of_its_own(start: Start) -> None:
+    """It waited in the mailbox, and a commit that came much later was said to be seen then: hours from push to etcd."""
+    engine = start()
+    engine.mailbox.put(Kind.PUSH)
+    async with engine.running():
+        await engine.settled()
+        assert engine.metric("triggers_total", kind="push") == 0
 
 
 async def test_a_commit_that_no_webhook_told_of_ends_the_trust_in_them(start: Start, source: InMemorySource) -> None:
@@ -174,6 +200,56 @@ async def test_a_wait_is_between_half_and_the_whole_of_the_doubled_one_and_never
         assert all(0.9 * poll <= next_look(0, poll, settings) <= 1.1 * poll for _ in range(50))
 
 
+async def test_what_a_failed_pass_was_triggered_by_is_what_its_repetition_is_measured_from(
+    start: Start, source: InMemorySource
+) -> None:
+    """The repetition began anew, as a poll: an outage was in no measure of how long a change took, and the trace of
+    what had told of it ended."""
+    async with start(loop=LoopSettings(backoff_min=0.1)).running() as engine:
+        await engine.settled()
+        head = source.commit(says("second"))
+        source.fail("fetch", TransientError("no route to host", reason="FetchFailed"))
+        source.fail("tree", TransientError("no route to host", reason="FetchFailed"))
+        engine.mailbox.put(Kind.HOOK)
+        await engine.until(lambda: engine.passes("transient") == 2)
+        failed = datetime.now(UTC)
+        await engine.until_applied(head)
+        await engine.until_ready("True")
+        status = await engine.status()
+        assert status is not None
+        assert status.last_apply is not None
+        assert (status.last_apply["commit"], status.last_apply["trigger"]) == (head, "hook")
+        assert datetime.fromisoformat(status.last_apply["seen_at"]) < failed
+        assert engine.mailbox.hooked_at is not None, "the webhook did tell of it"
+        assert engine.metric("pass_seconds_count", outcome="transient") == 2
+
+
+async def test_a_poll_that_saw_nothing_is_no_beginning_of_a_change(start: Start, source: InMemorySource) -> None:
+    """Who could not reach the remote knows of no commit: one that is pushed later is as old as that."""
+    async with start(poll=0.2, loop=LoopSettings(backoff_min=0.1)).running() as engine:
+        await engine.settled()
+        source.fail("fetch", TransientError("no route to host", reason="FetchFailed"))
+        await engine.until(lambda: engine.passes("transient") == 1)
+        pushed = datetime.now(UTC)
+        head = source.commit(says("second"))
+        await engine.until_applied(head)
+        await engine.until_ready("True")
+        status = await engine.status()
+        assert status is not None
+        assert status.last_apply is not None
+        assert datetime.fromisoformat(status.last_apply["seen_at"]) > pushed - timedelta(milliseconds=1)
+
+
+async def test_a_later_look_keeps_its_own_kind_and_the_first_ones_time_and_trace() -> None:
+    early, late = datetime(2026, 1, 1, tzinfo=UTC), datetime(2026, 1, 2, tzinfo=UTC)
+    hook = Trigger(Kind.HOOK, early, trace="t")
+    assert again(hook, Trigger(Kind.POLL, late)) == Trigger(Kind.HOOK, early, trace="t")
+    assert again(hook, Trigger(Kind.REQUEST, late, trace="u")) == Trigger(Kind.REQUEST, early, trace="t")
+    assert again(Trigger(Kind.POLL, early), Trigger(Kind.API, late, fetch=False, trace="u")) == Trigger(
+        Kind.API, early, fetch=False, trace="u"
+    )
+
+
 async def test_a_trigger_cuts_the_backoff_short(start: Start, source: InMemorySource) -> None:
     async with start(loop=LoopSettings(backoff_min=60, backoff_max=60)).running() as engine:
         await engine.settled()
@@ -247,6 +323,7 @@ async def test_conflicts_without_end_are_bounded_and_said(
         assert "somebody else wrote to etcd first" in conditions["Ready"].message
         assert conditions["Reconciling"].reason == "ProgressingWithRetry"
         assert engine.metric("pass_failures_total", reason="Conflict") == 1
+        assert engine.passes("conflict") == 4, "each attempt once"
         assert source.calls["height"] == 1 + 1 + 3
         source.engine = None
         await engine.ask("2")

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import yaml
-from test_docs import metric_families
+from test_docs import metric_families, metric_name, metric_objects
 
 ROOT = Path(__file__).parent.parent
 PROMETHEUS = ROOT / "deploy" / "prometheus"
@@ -36,6 +36,7 @@ WORDS = {
     "histogram_quantile",
     "count",
     "or",
+    "vector",
 }
 
 
@@ -53,7 +54,8 @@ def known() -> dict[str, set[str]]:
     found: dict[str, set[str]] = dict(OTHERS)
     for name, (labels, _) in metric_families().items():
         found[name] = set(labels)
-    histograms = {name for name in found if name.endswith("_seconds") or name == "regops_push_writes"}
+    histograms = {metric_name(metric) for metric in metric_objects() if metric._type == "histogram"}
+    histograms.add("http_request_duration_seconds")
     for name in histograms:
         found |= {f"{name}{suffix}": found[name] for suffix in ("_bucket", "_count", "_sum")}
     return found | {rule["record"]: set() for rule in rules() if "record" in rule}
@@ -98,6 +100,35 @@ def test_a_query_of_a_metric_that_is_gone_would_be_noticed() -> None:
     assert "regops_gone_total" not in known()
 
 
+def test_only_histograms_have_buckets() -> None:
+    assert "regops_propagation_seconds_bucket" in known()
+    assert "regops_fleet_lag_seconds_bucket" not in known(), "a gauge"
+
+
+MANY = {"regops_api_requests_total"}
+"""Counters with too many series to begin all of them with the process: routes, methods, statuses."""
+
+
+def test_what_an_alert_counts_is_there_before_it_happens_for_the_first_time() -> None:
+    """`increase` does not see the first event of a series that begins with it: the first refused webhooks, and the
+    first failed pushes, were no events."""
+    samples = {
+        (sample.name, tuple(sample.labels.items()))
+        for metric in metric_objects()
+        for family in metric.collect()
+        for sample in family.samples
+    }
+    for name, rule in alerts().items():
+        for series, selector in re.findall(r"increase\((regops_\w+)(?:\{([^}]*)\})?\[", rule["expr"]):
+            wanted = re.findall(r'(\w+)(=~|=)"([^"]*)"', selector)
+            found = [
+                dict(labels)
+                for sample, labels in samples
+                if sample == series and all(re.fullmatch(value, dict(labels).get(key, "")) for key, _, value in wanted)
+            ]
+            assert found or series in MANY, f"{name}: {series}{{{selector}}}"
+
+
 @pytest.mark.parametrize("name", alerts())
 def test_every_alert_says_what_it_means_and_where_its_runbook_is(name: str) -> None:
     rule = alerts()[name]
@@ -111,6 +142,22 @@ def test_every_alert_says_what_it_means_and_where_its_runbook_is(name: str) -> N
 def test_every_runbook_section_has_its_alert() -> None:
     headings = re.findall(r"^## (Regops\w+)$", (ROOT / "docs" / "runbooks" / "alerts.md").read_text(), re.MULTILINE)
     assert set(headings) == {name for name in alerts() if "Budget" not in name}
+
+
+def test_the_operators_page_names_every_alert_and_no_other() -> None:
+    """It once listed expressions that no rule had."""
+    page = (ROOT / "docs" / "operations.md").read_text()
+    named = set(re.findall(r"`(Regops\w+)`", page))
+    assert named == {name for name in alerts() if "Budget" not in name} | {n for n in alerts() if "BudgetFast" in n}
+    for file in PROMETHEUS.glob("*.test.yml"):
+        assert file.name in page
+
+
+def test_every_window_that_is_recorded_is_looked_at() -> None:
+    """Two were recorded for alerts that nobody had written."""
+    recorded = {rule["record"] for rule in rules() if "record" in rule}
+    asked = {name for rule in alerts().values() for name, _ in named(rule["expr"])}
+    assert recorded <= asked
 
 
 def test_every_alert_has_a_unit_test_of_what_fires_it_and_of_what_does_not() -> None:

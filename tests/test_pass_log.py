@@ -21,6 +21,7 @@ from reconciler.core.fleet import MARKS
 from reconciler.core.passes import PassRecord
 from reconciler.core.ports import Put, Transaction
 from reconciler.core.records import Receipt
+from reconciler.core.times import rfc3339
 from reconciler.pass_log import KEPT
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -71,7 +72,7 @@ def failed_at_least(engine: Engine, times: int) -> bool:
 
 
 async def tell(engine: Engine, agent: str, commit: str | None, since: str, *, alive: bool = True) -> None:
-    receipt = Receipt(agent, "east", "all", commit, since)
+    receipt = Receipt(agent, "east", "all", commit, since, seen_at=since)
     puts = [Put(engine.keys.receipt("east", agent), receipt.encode())]
     puts += [Put(engine.keys.alive("east", agent), b"{}")] if alive else []
     await engine.hand.commit(Transaction((), tuple(puts)))
@@ -256,6 +257,34 @@ async def test_each_opa_that_followed_is_observed_once_and_all_together_once(
         assert engine.metric("propagation_seconds_count", to="enforced") == 2, "it proved nothing when it was applied"
 
 
+async def test_an_opa_that_activates_while_the_entry_is_written_is_observed(
+    start: Start, source: InMemorySource
+) -> None:
+    """Its proof is withdrawn as soon as the bundle leaves for it, and the leader asks Git for names meanwhile: such an
+    OPA was not awaited, so that propagation and lag were blind whenever things were slow."""
+    async with start().running() as engine:
+        await engine.settled()
+        first = await entry_of(engine, source.head or "")
+        for agent in ("one", "two"):
+            await tell(engine, agent, first.commit, later(first, 0.1))
+        await engine.until(lambda: engine.metric("fleet_agents", datacentre="east", state="current") == 2)
+        git = source.hold("line")
+        head = source.commit(says("second"))
+        engine.push()
+        await engine.until_applied(head)
+        for agent in ("one", "two"):
+            await tell(engine, agent, None, rfc3339(datetime.now(UTC)))
+        await engine.until(lambda: engine.metric("fleet_agents", datacentre="east", state="unknown") == 2)
+        git.set()
+        entry = await entry_of(engine, head)
+        await engine.until(lambda: engine.metric("fleet_lag_seconds") > 0)
+        for agent in ("one", "two"):
+            await tell(engine, agent, head, later(entry, 3.0))
+        await engine.until(lambda: engine.metric("propagation_seconds_count", to="everywhere") == 1)
+        assert engine.metric("propagation_seconds_count", to="enforced") == 2
+        assert engine.metric("fleet_lag_seconds") == 0
+
+
 async def test_the_fleet_is_counted_by_state_and_by_few_commits(start: Start, source: InMemorySource) -> None:
     async with start().running() as engine:
         await engine.settled()
@@ -265,7 +294,8 @@ async def test_the_fleet_is_counted_by_state_and_by_few_commits(start: Start, so
             await tell(engine, f"old-{number}", f"{number}" * 40, "2026-01-01T00:00:00.000Z")
         for agent in ("a", "b"):
             await tell(engine, agent, head, "2026-01-01T00:00:00.000Z")
-        await tell(engine, "silent", head, "2026-01-01T00:00:00.000Z", alive=False)
+        await tell(engine, "gone", head, "2026-01-01T00:00:00.000Z", alive=False)
+        await tell(engine, "silent", head, rfc3339(datetime.now(UTC)), alive=False)
         await engine.until(lambda: engine.metric("fleet_agents", datacentre="east", state="behind") == 8)
         await engine.until(lambda: engine.metric("fleet_agents", datacentre="east", state="unknown") == 1)
         marks = {state: engine.metric("fleet_agents", datacentre="east", state=state) for state in MARKS}

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import http.server
 import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 import pytest
 import yaml
 
 from reconciler.core.model import DATA_FILE, PLATFORM, REGO_FILE, PolicyName, package_of, policy_name
+from regops.checking.markdown import MARK
 
 ROOT: Final = Path(__file__).resolve().parents[1]
 EXAMPLE: Final = ROOT / "policies-example"
@@ -199,28 +202,121 @@ def workflow_commands() -> dict[str, list[str]]:
     return found
 
 
+BASES: Final = {
+    ".github/workflows/policies.yaml": {"BASE": "HEAD^1"},
+    ".gitea/workflows/policies.yaml": {"BASE": "origin/main"},
+    ".gitlab-ci.yml": {"CI_MERGE_REQUEST_TARGET_BRANCH_NAME": "main"},
+}
+
+
+def test_each_hosts_base_is_the_branch_as_it_is_merged_with() -> None:
+    """`pull_request.base.sha` is the branch as it was when the event was made, not the base of what is checked out."""
+    named = [(EXAMPLE / name).read_text(encoding="utf-8") for name in BASES]
+    assert (
+        "BASE: ${{ github.event_name == 'merge_group' && github.event.merge_group.base_sha || 'HEAD^1' }}" in named[0]
+    )
+    assert "BASE: origin/${{ github.event.pull_request.base.ref }}" in named[1]
+    assert "${CI_MERGE_REQUEST_TARGET_BRANCH_SHA:-origin/$CI_MERGE_REQUEST_TARGET_BRANCH_NAME}" in named[2]
+    assert not [text for text in named if "base.sha" in text.replace("pull_request.base.sha is the", "")]
+
+
 @pytest.mark.parametrize(("name", "commands"), workflow_commands().items())
 def test_each_hosts_workflow_runs_a_check_that_works(name: str, commands: list[str], tmp_path: Path) -> None:
-    """The very line of the workflow, in a clone with a pull request."""
+    """The very lines of the workflow, in a clone with a pull request."""
     (line,) = [each for each in commands if each.startswith("regops check")]
-    shutil.copytree(EXAMPLE, tmp_path / "clone")
-    clone = tmp_path / "clone"
+    before = [each for each in commands if each.startswith(("BRANCH=", "git fetch"))]
+    shutil.copytree(EXAMPLE, tmp_path / "origin")
     identity = ("-c", "user.name=t", "-c", "user.email=t@localhost")
-    for words in (("init", "-q", "-b", "main"), ("add", "-A"), ("commit", "-qm", "base"), ("checkout", "-qb", "pull")):
-        succeed("git", "-C", clone, *identity, *words)
+    for words in (("init", "-q", "-b", "main"), ("add", "-A"), ("commit", "-qm", "base")):
+        succeed("git", "-C", tmp_path / "origin", *identity, *words)
+    clone = tmp_path / "clone"
+    succeed("git", "clone", "-q", tmp_path / "origin", clone)
     base = succeed("git", "-C", clone, "rev-parse", "HEAD").strip()
     file = clone / "policies" / DEMO_FILE
     file.write_text(file.read_text(encoding="utf-8").replace(DEMO_OLD, DEMO_NEW), encoding="utf-8")
     succeed("git", "-C", clone, *identity, "commit", "-qam", "change")
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    environment = {**os.environ, "PATH": path, "BASE": base, "CI_MERGE_REQUEST_DIFF_BASE_SHA": base}
-    done = subprocess.run(
-        ["bash", "-euc", line], cwd=clone, env=environment, capture_output=True, text=True, timeout=60, check=False
-    )
-    assert "projects/billing" in (clone / "comment.md").read_text(encoding="utf-8"), name
-    said = done.stdout.splitlines()[-1]
-    assert said.startswith("Passed: 1 policy of 5 changed, all would go live, 0 of "), done.stdout + done.stderr
-    assert done.returncode == 0
+    for given in (BASES[name], {**BASES[name], "CI_MERGE_REQUEST_TARGET_BRANCH_SHA": base}):
+        environment = {**os.environ, "PATH": path, **given}
+        script = "\n".join([*before, line])
+        done = subprocess.run(
+            ["bash", "-euc", script],
+            cwd=clone,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert "projects/billing" in (clone / "comment.md").read_text(encoding="utf-8"), name
+        said = done.stdout.splitlines()[-1]
+        assert said.startswith("Passed: 1 policy of 5 changed, all would go live, 0 of "), done.stdout + done.stderr
+        assert done.returncode == 0
+
+
+class Host(http.server.BaseHTTPRequestHandler):
+    """A Git host with the comments of one pull request: one of somebody else, then what is written."""
+
+    comments: ClassVar[list[dict[str, Any]]] = []
+
+    def do_GET(self) -> None:
+        if self.path.endswith("/user"):
+            self._answer({"id": 7})
+        else:
+            self._answer([] if "page=2" in self.path else self.comments)
+
+    def do_POST(self) -> None:
+        self.comments.append({"id": len(self.comments) + 10, "author": {"id": 7}, "body": self._body()})
+        self._answer(self.comments[-1])
+
+    def do_PATCH(self) -> None:
+        (found,) = [each for each in self.comments if self.path.endswith(f"/{each['id']}")]
+        found["body"] = self._body()
+        self._answer(found)
+
+    def do_PUT(self) -> None:
+        self.do_PATCH()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+    def _body(self) -> str:
+        return str(json.loads(self.rfile.read(int(self.headers["Content-Length"])))["body"])
+
+    def _answer(self, document: object) -> None:
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(json.dumps(document).encode())
+
+
+@pytest.mark.parametrize("name", [".gitea/workflows/policies.yaml", ".gitlab-ci.yml"])
+def test_a_workflow_edits_the_comment_that_it_finds_by_its_mark(name: str, tmp_path: Path) -> None:
+    """Each run added one more comment."""
+    (command,) = [each for each in workflow_commands()[name] if MARK in each]
+    Host.comments = [{"id": 1, "author": {"id": 1}, "body": "nice"}]
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Host)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    url = f"http://127.0.0.1:{server.server_port}"
+    given = {
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "GITHUB_SERVER_URL": url,
+        "GITHUB_REPOSITORY": "a/b",
+        "NUMBER": "3",
+        "TOKEN": "t",
+        "CI_API_V4_URL": url,
+        "CI_PROJECT_ID": "1",
+        "CI_MERGE_REQUEST_IID": "3",
+        "REGOPS_COMMENT_TOKEN": "t",
+    }
+    try:
+        for text in ("first", "second"):
+            (tmp_path / "comment.md").write_text(f"{MARK}\n{text}", encoding="utf-8")
+            subprocess.run(["bash", "-euc", command], cwd=tmp_path, env=given, timeout=60, check=True)
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert [each["body"] for each in Host.comments] == ["nice", f"{MARK}\nsecond"]
+    assert any(MARK in each for each in workflow_commands()[".github/workflows/policies.yaml"])
 
 
 def test_the_workflows_have_no_more_rights_than_they_need() -> None:
@@ -231,10 +327,28 @@ def test_the_workflows_have_no_more_rights_than_they_need() -> None:
             assert "${{" not in command, f"{name}: what a pull request says must not become a command"
 
 
-def test_every_project_has_an_owner() -> None:
-    lines = (EXAMPLE / ".github/CODEOWNERS").read_text(encoding="utf-8").splitlines()
+@pytest.mark.parametrize("host", [".github", ".gitlab"])
+def test_every_project_has_an_owner(host: str) -> None:
+    lines = (EXAMPLE / host / "CODEOWNERS").read_text(encoding="utf-8").splitlines()
     owned = {line.split()[0] for line in lines if line and not line.startswith("#")}
     assert owned == {"*"} | {f"/policies/{name}/" for name in NAMES if name != PLATFORM}
+
+
+def test_every_project_has_a_reviewer_on_gitea_too() -> None:
+    """Gitea reads the first of ./, docs/ and .gitea/ that has a file, as regular expressions of whole paths."""
+    assert not (EXAMPLE / "CODEOWNERS").exists()
+    lines = (EXAMPLE / ".gitea/CODEOWNERS").read_text(encoding="utf-8").splitlines()
+    rules = [line.split() for line in lines if line and not line.startswith("#")]
+
+    def asked(path: str) -> set[str]:
+        return {
+            who for rule, who in rules if bool(re.fullmatch(rule.removeprefix("!"), path)) is not rule.startswith("!")
+        }
+
+    assert asked("policies/platform/rego.rego") == asked("README.md") == {"@example/platform-team"}
+    for name in NAMES:
+        assert len(asked(f"policies/{name}/rego.rego")) == 1, name
+    assert asked("policies/projects/billing/rego.rego") == {"@example/billing-team"}
 
 
 @pytest.mark.parametrize(("line", "sample"), rego_samples())

@@ -64,6 +64,18 @@ async def test_without_a_trigger_a_wait_ends_as_a_poll_seen_at_its_end() -> None
     assert (taken.kind, taken.seen_at) == (Kind.POLL, datetime(2026, 1, 1, tzinfo=UTC))
 
 
+async def test_what_waited_before_a_look_at_everything_is_forgotten_but_for_its_trace() -> None:
+    """A standby keeps seeing pushes: the first of them waited in its mailbox, and was measured as seen days ago."""
+    mailbox = Mailbox()
+    assert mailbox.emptied() is None
+    mailbox.put(Kind.PUSH)
+    mailbox.put(Kind.HOOK, "a trace")
+    assert mailbox.emptied() == "a trace"
+    assert (await mailbox.take(0.01)).kind is Kind.POLL
+    mailbox.put(Kind.HOOK)
+    assert (await mailbox.take(5)).kind is Kind.HOOK
+
+
 async def test_a_cancelled_wait_loses_no_trigger() -> None:
     mailbox = Mailbox()
     taking = asyncio.ensure_future(mailbox.take(60))
@@ -242,6 +254,21 @@ async def test_a_persons_word_is_a_trigger_and_so_is_its_end(watched: Watched, w
     assert (await watched.mailbox.take(5)).kind is Kind.REQUEST
     await watched.write(Delete(key))
     assert (await watched.mailbox.take(5)).kind is Kind.REQUEST
+
+
+@pytest.mark.parametrize(("word", "kind"), [(b"1" * 40, Kind.REQUEST), (b"hook", Kind.HOOK)])
+async def test_a_push_or_hook_elsewhere_is_a_trigger_and_says_nothing_of_etcd(
+    watched: Watched, word: bytes, kind: Kind
+) -> None:
+    """Each of them made the leader read all of etcd again, tens of megabytes of it."""
+    before = watched.reconciler.invalidated
+    await watched.write(Put(watched.keys.pushed, word))
+    assert (await watched.mailbox.take(5)).kind is kind
+    assert watched.reconciler.invalidated == before
+    edit = Put(f"{watched.keys.policies}platform/rego.rego", b"evil")
+    await watched.write(Put(watched.keys.pushed, word), edit)
+    assert (await watched.mailbox.take(5)).kind is Kind.DRIFT
+    assert watched.reconciler.invalidated == before + 1
 
 
 async def test_own_writes_and_own_records_are_no_trigger(watched: Watched) -> None:

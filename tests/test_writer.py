@@ -51,6 +51,9 @@ class _Deaf:
     def pushed(self, result: str, writes: int, seconds: float) -> None:
         pass
 
+    def committed(self, commits: int) -> None:
+        pass
+
     async def intends(self, commits: Mapping[str, Write]) -> None:
         pass
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from functools import cache
 from importlib import resources
@@ -31,6 +33,8 @@ _HEADERS: Final = {
 }
 _TYPES: Final = {"css": "text/css", "js": "text/javascript", "svg": "image/svg+xml"}
 _YEAR: Final = 31_536_000
+_DONE: Final = {"create": "created", "update": "updated", "delete": "deleted", "heal": "healed"}
+"""What a pass did to a policy, by the word of the log of passes."""
 _TITLES: Final = {
     401: "Log in",
     403: "This is not for you",
@@ -54,6 +58,13 @@ def page(request: web.Request, template: str, code: int = 200, **facts: Any) -> 
         )
     )
     return web.Response(text=text, status=code, content_type="text/html", headers=_HEADERS)
+
+
+async def page_aside(
+    request: web.Request, template: str, facts: Callable[[], Mapping[str, Any]], code: int = 200
+) -> web.Response:
+    """A page that may be long, made in a thread with its ``facts``, which are pure: requests are served meanwhile."""
+    return await asyncio.to_thread(lambda: page(request, template, code, **facts()))
 
 
 def see_other(location: str) -> web.Response:
@@ -106,6 +117,7 @@ def _environment() -> Environment:
         "seconds": seconds,
         "person": person,
         "words": words,
+        "done": lambda operation: _DONE.get(operation, operation),
     }
     return environment
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import json
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -11,21 +9,22 @@ from typing import Any, Final
 from aiohttp import web
 
 from api import keys
-from api.auth import Action, Caller, may_read
-from api.differences import difference
-from api.fleet_at import fleet_now
+from api.auth import Action, Caller, may_read, path_segments
+from api.fleet_at import present
 from api.passes import narrowed_pass
-from api.policy_status import passes_known, policy_view
+from api.policy_status import policy_view
 from api.problems import ProblemError
 from api.requests import authorized, caller_of, number, policy_of
-from api.statusview import narrowed, narrowed_agents, status_document
+from api.statusview import Observed, counted, narrowed, narrowed_agents, status_document
 from api.ui import session
-from api.ui.frame import page, see_other
+from api.ui.comparing import Compared, compared, shown_of
+from api.ui.frame import page, page_aside, see_other
 from api.ui.plot import plot_of
 from api.ui.trying import CannotTryError, rules_of
 from api.versions import item_of
 from reconciler.core.errors import RegopsError, TransientError
 from reconciler.core.model import PolicyName
+from reconciler.core.passes import PassRecord
 
 _CELLS: Final = 400
 """Agents that the overview's matrix shows, the stragglers first; the others are counted."""
@@ -36,6 +35,7 @@ _VERSIONS: Final = 20
 _HISTORY: Final = 50
 _TEXT: Final = 262_144
 """Bytes of a policy's text that a page shows."""
+_AWAY: Final = "etcd cannot be read"
 _ORDER: Final = {"unknown": 1, "behind": 0, "current": 2}
 
 
@@ -49,59 +49,89 @@ def _readable(caller: Caller) -> Callable[[PolicyName], bool]:
 async def overview(request: web.Request) -> web.Response:
     """What is live, what is held and why, who enforces it, what happened last."""
     caller = await authorized(request, None, Action.READ)
-    seen = await request.app[keys.OBSERVER].look()
-    status = narrowed(status_document(seen, request.app[keys.PLACE], datetime.now(UTC)), _readable(caller))
-    passes = await _passes(request, caller)
-    agents, fleet_error = await _agents(request, caller)
-    return page(
-        request,
-        "overview.html",
-        status=status,
-        agents=agents[:_CELLS],
-        agents_more=max(0, len(agents) - _CELLS),
-        stragglers=[each for each in agents if each["status"] != "current" or each["error"]][:_ROWS],
-        fleet_error=fleet_error,
-        passes=passes[:_RECENT],
-        plot=plot_of(passes),
-        admin=caller.is_admin,
-    )
+    seen, place = await request.app[keys.OBSERVER].look(), request.app[keys.PLACE]
+    known, passes_error = await _passes(request, seen)
+
+    def facts() -> dict[str, Any]:
+        now = datetime.now(UTC)
+        agents, passes = _agents(seen, known, place["branch"], caller, now), _entries(known, caller)
+        return {
+            "status": narrowed(status_document(seen, place, now), _readable(caller)),
+            "agents": agents[:_CELLS],
+            "agents_more": max(0, len(agents) - _CELLS),
+            "stragglers": [each for each in agents if each["status"] != "current" or each["error"]][:_ROWS],
+            "fleet_error": "" if seen.reachable else _AWAY,
+            "passes": passes[:_RECENT],
+            "passes_error": passes_error,
+            "plot": plot_of(passes),
+            "admin": caller.is_admin,
+        }
+
+    return await page_aside(request, "overview.html", facts)
 
 
 async def fleet(request: web.Request) -> web.Response:
     """Each OPA in a row."""
     caller = await authorized(request, None, Action.READ)
     start = number(request, "page", 1, 10_000)
-    agents, fleet_error = await _agents(request, caller)
-    pages = max(1, -(-len(agents) // _ROWS))
-    shown = agents[(start - 1) * _ROWS : start * _ROWS]
-    seen = await request.app[keys.OBSERVER].look()
-    totals = status_document(seen, request.app[keys.PLACE], datetime.now(UTC))["fleet"]
-    return page(request, "fleet.html", agents=shown, totals=totals, number=start, pages=pages, fleet_error=fleet_error)
+    seen, place = await request.app[keys.OBSERVER].look(), request.app[keys.PLACE]
+    known, _ = await _passes(request, seen)
+
+    def facts() -> dict[str, Any]:
+        now = datetime.now(UTC)
+        agents = _agents(seen, known, place["branch"], caller, now)
+        return {
+            "agents": agents[(start - 1) * _ROWS : start * _ROWS],
+            "totals": status_document(seen, place, now)["fleet"],
+            "number": start,
+            "pages": max(1, -(-len(agents) // _ROWS)),
+            "fleet_error": "" if seen.reachable else _AWAY,
+        }
+
+    return await page_aside(request, "fleet.html", facts)
 
 
 async def history(request: web.Request) -> web.Response:
     """Every pass that the log has."""
     caller = await authorized(request, None, Action.READ)
     start = number(request, "page", 1, 100)
-    passes = await _passes(request, caller)
-    pages = max(1, -(-len(passes) // _HISTORY))
-    shown = passes[(start - 1) * _HISTORY : start * _HISTORY]
-    return page(request, "history.html", passes=shown, plot=plot_of(passes), number=start, pages=pages)
+    known, error = await _passes(request)
+    pages = max(1, -(-len(known) // _HISTORY))
+
+    def facts() -> dict[str, Any]:
+        passes = _entries(known, caller)
+        shown = passes[(start - 1) * _HISTORY : start * _HISTORY]
+        return {"passes": shown, "passes_error": error, "plot": plot_of(passes), "number": start, "pages": pages}
+
+    return await page_aside(request, "history.html", facts)
 
 
-async def _passes(request: web.Request, caller: Caller) -> list[dict[str, Any]]:
-    found = await passes_known(request.app)
-    return [narrowed_pass(each.document(), _readable(caller)) for each in found]
-
-
-async def _agents(request: web.Request, caller: Caller) -> tuple[list[dict[str, Any]], str]:
-    """Stragglers first; nothing, and why, while etcd cannot be read."""
+async def _passes(request: web.Request, seen: Observed | None = None) -> tuple[Sequence[PassRecord], str]:
+    """The log of passes; what was last known of it, and why, while etcd cannot be read. It is not asked again where
+    that was ``seen`` already: each question takes its time to fail."""
+    observer = request.app[keys.OBSERVER]
+    if seen is not None and not seen.reachable:
+        return observer.last_passes, _AWAY
     try:
-        agents = (await fleet_now(request.app))["agents"]
-    except RegopsError as error:
-        return [], str(error)
-    shown = narrowed_agents(agents, _readable(caller))
-    return sorted(shown, key=lambda each: (_ORDER[each["status"]], each["datacentre"], each["id"])), ""
+        return await observer.passes(), ""
+    except RegopsError:
+        return observer.last_passes, _AWAY
+
+
+def _entries(passes: Sequence[PassRecord], caller: Caller) -> list[dict[str, Any]]:
+    return [narrowed_pass(each.document(), _readable(caller)) for each in passes]
+
+
+def _agents(
+    seen: Observed, passes: Sequence[PassRecord], branch: str, caller: Caller, now: datetime
+) -> list[dict[str, Any]]:
+    """Stragglers first; nothing while etcd cannot be read."""
+    found = [present(each, seen, branch, passes) for each in counted(seen, now)] if seen.reachable else []
+    return _stragglers_first(narrowed_agents(found, _readable(caller)))
+
+
+def _stragglers_first(agents: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return sorted(agents, key=lambda each: (_ORDER[each["status"]], each["datacentre"], each["id"]))
 
 
 # --- policies --------------------------------------------------------------------------------------------------------
@@ -114,22 +144,28 @@ async def policies(request: web.Request) -> web.Response:
     view = await policy_view(request.app)
     names = view.names(lambda name: query in name and may_read(caller, name))
     names.sort(key=lambda name: (name not in view.seen.held, name))
-    pages = max(1, -(-len(names) // _POLICIES))
-    items = [view.item(name) for name in names[(start - 1) * _POLICIES : start * _POLICIES]]
-    return page(request, "policies.html", items=items, query=query, number=start, pages=pages, total=len(names))
+    facts = {
+        "items": [view.item(name) for name in names[(start - 1) * _POLICIES : start * _POLICIES]],
+        "query": query,
+        "number": start,
+        "pages": max(1, -(-len(names) // _POLICIES)),
+        "total": len(names),
+        "reachable": view.seen.reachable,
+    }
+    return await page_aside(request, "policies.html", lambda: facts)
 
 
 async def policy(request: web.Request) -> web.Response:
     """One policy: what is live, what is held, its versions, the difference of two, and a decision to try."""
     name = policy_of(request)
-    caller = await authorized(request, name, Action.READ)
+    caller = await _reader(request, name)
     return await _policy_page(request, name, caller)
 
 
 async def try_decision(request: web.Request) -> web.Response:
     """A decision of this policy, on its page."""
     name = policy_of(request)
-    caller = await authorized(request, name, Action.READ)
+    caller = await _reader(request, name)
     fields = await session.form_of(request)
     session.check_mark(fields, session.mark(caller))
     rule, text = fields.get("rule", ""), fields.get("input", "")
@@ -144,6 +180,18 @@ async def try_decision(request: web.Request) -> web.Response:
     return await _policy_page(request, name, caller, trial, status)
 
 
+async def _reader(request: web.Request, name: PolicyName) -> Caller:
+    """The caller, who may read this policy, here and by the API.
+
+    The platform's policy is asked about the page, and about the route of the API that gives the same text: what it
+    refuses there is not shown here. A decision that is tried changes nothing, so that it is asked for as a GET.
+    """
+    caller = caller_of(request)
+    for path in (path_segments(request.rel_url), ("policies", name.removeprefix("projects/"))):
+        await request.app[keys.AUTHORIZER].authorize(caller, "GET", path, policy=name, action=Action.READ)
+    return caller
+
+
 async def _policy_page(
     request: web.Request, name: PolicyName, caller: Caller, trial: dict[str, Any] | None = None, status: int = 200
 ) -> web.Response:
@@ -152,25 +200,29 @@ async def _policy_page(
     if name not in view.known and not past:
         raise ProblemError(404, "not_found", f"there never was a policy {name}")
     live = view.state.policies.get(name)
-    agents = narrowed_agents(view.enforced_by(name, await passes_known(request.app)), _readable(caller))
-    agents.sort(key=lambda each: (_ORDER[each["status"]], each["datacentre"], each["id"]))
-    rules = rules_of(name, live.content.rego) if live else []
-    return page(
-        request,
-        "policy.html",
-        status,
-        item=view.item(name),
-        address=address_of(name),
-        rego=_shown(live.content.rego) if live else None,
-        data=_shown(live.content.data) if live and live.content.data is not None else None,
-        agents=agents[:_ROWS],
-        agents_more=max(0, len(agents) - _ROWS),
-        versions=past,
-        missing=missing,
-        difference=await _difference(request, name, past),
-        rules=rules,
-        trial=trial or {"rule": _first(rules), "input": "{}", "decision": None, "error": ""},
-    )
+    known, _ = await _passes(request, view.seen)
+    found = await compared(request, name) if past else Compared()
+
+    def facts() -> dict[str, Any]:
+        rules = rules_of(name, live.content.rego) if live else []
+        agents = _stragglers_first(narrowed_agents(view.enforced_by(name, known), _readable(caller)))
+        return {
+            "item": view.item(name),
+            "address": address_of(name),
+            "reachable": view.seen.reachable,
+            "rego": _shown(live.content.rego) if live else None,
+            "data": _shown(live.content.data) if live and live.content.data is not None else None,
+            "agents": agents[:_ROWS],
+            "agents_more": max(0, len(agents) - _ROWS),
+            "versions": past,
+            "missing": missing,
+            "compared": found,
+            "difference": shown_of(found),
+            "rules": rules,
+            "trial": trial or {"rule": _first(rules), "input": "{}", "decision": None, "error": ""},
+        }
+
+    return await page_aside(request, "policy.html", facts, status)
 
 
 def address_of(name: str) -> str:
@@ -196,20 +248,6 @@ async def _versions(request: web.Request, name: PolicyName) -> tuple[list[dict[s
     except RegopsError as error:
         return [], str(error)
     return [item_of(each, live.meta.commit if live else None) for each in past.versions], past.missing
-
-
-async def _difference(request: web.Request, name: PolicyName, past: Sequence[Any]) -> dict[str, Any]:
-    """What `?from=` and `?to=` ask for; by default the last change of what is live."""
-    asked = {side: request.query.get(side, "")[:20] or None for side in ("from", "to")}
-    shown: dict[str, Any] = {"from": asked["from"] or "", "to": asked["to"] or "live", "document": None, "error": ""}
-    if not past:
-        return shown
-    try:
-        raw = await difference(request, name, asked["from"], shown["to"])
-        shown["document"] = await asyncio.to_thread(json.loads, raw)
-    except (ProblemError, RegopsError) as error:
-        shown["error"] = str(error)
-    return shown
 
 
 # --- logging in and out ----------------------------------------------------------------------------------------------

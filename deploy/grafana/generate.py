@@ -185,8 +185,9 @@ ROWS: Final[tuple[tuple[str, tuple[Panel, ...]], ...]] = (
                 "Somebody else's hand in etcd",
                 (
                     ("sum(increase(regops_drift_healed_total[$__rate_interval]))", "healed"),
-                    ("max(regops_foreign_keys)", "foreign keys"),
+                    (f"max(regops_foreign_keys {_LEADS})", "foreign keys"),
                     ("sum(increase(regops_watch_restarts_total[$__rate_interval]))", "watch restarts"),
+                    ("sum(increase(regops_mirror_restarts_total[$__rate_interval]))", "mirror restarts"),
                 ),
                 "Nobody but the servers should write there.",
             ),
@@ -210,10 +211,11 @@ ROWS: Final[tuple[tuple[str, tuple[Panel, ...]], ...]] = (
             Panel(
                 "Writes",
                 (
+                    ("sum(rate(regops_commits_total[$__rate_interval]))", "commits"),
                     (rate("regops_pushes_total", "result"), "pushes {{result}}"),
                     (quantile(0.95, "regops_push_seconds"), "push p95 (s)"),
                 ),
-                "Pushes to the Git remote.",
+                "Commits by writes over the API, and pushes to the Git remote.",
             ),
             Panel(
                 "Webhooks",

@@ -7,7 +7,9 @@ time. The variables OTEL_EXPORTER_OTLP_HEADERS, _CERTIFICATE, _COMPRESSION and O
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import threading
 from datetime import datetime
 from typing import Any, Final, Self
 
@@ -17,7 +19,7 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
-from opentelemetry.trace import NonRecordingSpan, SpanContext, SpanKind, Status, StatusCode, TraceFlags
+from opentelemetry.trace import NonRecordingSpan, SpanContext, SpanKind, Status, StatusCode, TraceFlags, TraceState
 
 from reconciler.core.tracing import Attribute
 
@@ -45,33 +47,57 @@ class OtelTracer:
         self._provider = TracerProvider(
             resource=Resource.create(names), sampler=ParentBased(TraceIdRatioBased(ratio)), shutdown_on_exit=False
         )
-        exporter = OTLPSpanExporter(endpoint=f"{endpoint.rstrip('/')}/v1/traces", timeout=timeout)
+        self._exporter = OTLPSpanExporter(endpoint=f"{endpoint.rstrip('/')}/v1/traces", timeout=timeout)
         self._provider.add_span_processor(
-            BatchSpanProcessor(exporter, max_queue_size=_QUEUE, schedule_delay_millis=500, max_export_batch_size=512)
+            BatchSpanProcessor(
+                self._exporter, max_queue_size=_QUEUE, schedule_delay_millis=500, max_export_batch_size=512
+            )
         )
         self._tracer = self._provider.get_tracer("regops", version)
 
-    def span(self, name: str, parent: str | None = None, kind: str = "internal") -> _Block:
+    def span(
+        self, name: str, parent: str | None = None, kind: str = "internal", *, start: datetime | None = None
+    ) -> _Block:
         """See `Tracer.span`."""
-        return _Block(self._tracer.start_span(name, _context(parent), _KINDS[kind]))
+        began = _nanoseconds(start) if start else None
+        return _Block(self._tracer.start_span(name, _context(parent), _KINDS[kind], start_time=began))
 
     def record(
-        self, name: str, start: datetime, end: datetime, parent: str | None = None, **attributes: Attribute
+        self,
+        name: str,
+        start: datetime,
+        end: datetime,
+        parent: str | None = None,
+        *,
+        link: str | None = None,
+        **attributes: Attribute,
     ) -> None:
         """See `Tracer.record`. Clocks may disagree: nothing ends before it began."""
         began = _nanoseconds(start)
-        span = self._tracer.start_span(name, _context(parent), start_time=began)
+        links = [trace.Link(_span_context(link))] if link else []
+        span = self._tracer.start_span(name, _context(parent), start_time=began, links=links)
         span.set_attributes({key.replace("__", "."): value for key, value in attributes.items()})
         span.end(max(began, _nanoseconds(end)))
 
     async def close(self) -> None:
-        """Send what waits, for a moment; what is left then is lost."""
+        """Send what waits, for a moment; what is left then is lost.
+
+        In a thread of its own that nobody waits for: the SDK's time-outs bound neither a delivery nor its repetitions,
+        and the process would not end before the threads of the loop's executor have.
+        """
+        loop, sent = asyncio.get_running_loop(), asyncio.Event()
+
+        def send() -> None:
+            self._provider.shutdown()
+            with contextlib.suppress(RuntimeError):  # the loop is closed, nobody has waited
+                loop.call_soon_threadsafe(sent.set)
+
+        threading.Thread(target=send, name="last spans", daemon=True).start()
         try:
-            async with asyncio.timeout(_CLOSING + 1):
-                await asyncio.to_thread(self._provider.force_flush, int(_CLOSING * 1000))
+            async with asyncio.timeout(_CLOSING):
+                await sent.wait()
         except TimeoutError:
-            return
-        await asyncio.to_thread(self._provider.shutdown)
+            self._exporter.shutdown()  # type: ignore[no-untyped-call]  # no further attempt
 
 
 class _Block:
@@ -80,7 +106,8 @@ class _Block:
     def __init__(self, span: trace.Span) -> None:
         self._span = span
         found = span.get_span_context()
-        self.context: str | None = f"00-{found.trace_id:032x}-{found.span_id:016x}-{int(found.trace_flags):02x}"
+        parent = f"00-{found.trace_id:032x}-{found.span_id:016x}-{int(found.trace_flags):02x}"
+        self.context: str | None = f"{parent} {found.trace_state.to_header()}" if found.trace_state else parent
 
     def __enter__(self) -> Self:
         return self
@@ -101,12 +128,22 @@ class _Block:
 
 
 def _context(parent: str | None) -> Any:
-    """The context of a traceparent; an empty one begins a trace, whatever else runs in this thread."""
+    """What OpenTelemetry calls a context; an empty one begins a trace, whatever else runs in this thread."""
     if parent is None:
         return trace.set_span_in_context(trace.INVALID_SPAN)
+    return trace.set_span_in_context(NonRecordingSpan(_span_context(parent)))
+
+
+def _span_context(context: str) -> SpanContext:
+    parent, _, state = context.partition(" ")
     _, trace_id, span_id, flags = parent.split("-")
-    known = SpanContext(int(trace_id, 16), int(span_id, 16), is_remote=True, trace_flags=TraceFlags(int(flags, 16)))
-    return trace.set_span_in_context(NonRecordingSpan(known))
+    return SpanContext(
+        int(trace_id, 16),
+        int(span_id, 16),
+        is_remote=True,
+        trace_flags=TraceFlags(int(flags, 16)),
+        trace_state=TraceState.from_header([state]) if state else None,
+    )
 
 
 def _nanoseconds(at: datetime) -> int:

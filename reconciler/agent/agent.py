@@ -8,8 +8,9 @@ import logging
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import NoReturn
+from typing import Final, NoReturn
 
 from prometheus_client import CollectorRegistry
 
@@ -25,10 +26,14 @@ from reconciler.agent.witness import Identity, Offer, Witness, rfc3339_now
 from reconciler.core.errors import RegopsError
 from reconciler.core.keyspace import Keyspace
 from reconciler.core.ports import KeyValueStore
-from reconciler.core.tracing import NO_TRACER, Tracer
+from reconciler.core.records import Applied
+from reconciler.core.tracing import NO_TRACER, Tracer, traceparent
 from reconciler.metrics import AgentMetrics
 
 log = logging.getLogger(__name__)
+
+_UNDER_WAY: Final = 300.0
+"""Seconds after its apply in which a commit may still be on its way to this agent's OPA after a restart."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +68,8 @@ class Agent:
         self._config = config
         self._keyspace = keyspace or Keyspace()
         registry = registry or CollectorRegistry()
+        self._restored: str | None = None
+        """The commit of the bundle that was on disk."""
         self._metrics = AgentMetrics(registry)
         self._metrics.stale.set_function(lambda: int(self.stale))
         self._disk = Disk(config.state_dir)
@@ -142,6 +149,7 @@ class Agent:
         self._mirror.never_below(saved.order)
         if saved.scope != self._config.scope:
             return None
+        self._restored = saved.commit
         self._offered(Offer(saved.bundle, saved.commit))
         return saved.bundle
 
@@ -149,14 +157,22 @@ class Agent:
         """Offer each new state of the mirror; of several at once, the last."""
         state: MirrorState | None = None
         while True:
+            first = state is None
             state = await self._mirror.wait_newer(state)
             mirrored_at, begun = rfc3339_now(), time.monotonic()
             former = await self._persist(state, former)
             self._metrics.build_seconds.observe(time.monotonic() - begun)
             self._metrics.policies.set(len(state.policies))
             applied = state.applied
-            told = (applied.at, applied.trace) if applied else (None, None)
+            told = (applied.at, self._trace(applied, first=first)) if applied else (None, None)
             self._offered(Offer(former, state.commit or NO_REVISION, mirrored_at, *told))
+
+    def _trace(self, applied: Applied, *, first: bool) -> str | None:
+        """The trace context of an apply, as far as this agent takes part in it. What it finds at its start was applied
+        long ago as a rule, unless it is what the agent was about to serve when it was restarted."""
+        if first and (applied.commit != self._restored or _seconds_since(applied.at) > _UNDER_WAY):
+            return None
+        return traceparent(applied.trace) if isinstance(applied.trace, str) else None
 
     async def _persist(self, state: MirrorState, former: Bundle | None) -> Bundle:
         """The bundle of ``state``, on disk: what is served must survive a restart, so a full disk is waited for."""
@@ -208,3 +224,11 @@ class _Observer:
         del error
         self._metrics.store_errors.labels("mirror").inc()
         self._on_lost()
+
+
+def _seconds_since(at: str) -> float:
+    """Infinitely many since what is no time."""
+    try:
+        return (datetime.now(UTC) - datetime.fromisoformat(at)).total_seconds()
+    except (ValueError, TypeError):
+        return float("inf")

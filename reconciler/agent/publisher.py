@@ -8,6 +8,8 @@ import json
 import logging
 import time
 from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, datetime
 from typing import Final, NoReturn
 
 from reconciler.agent.latest import Pulse
@@ -16,6 +18,7 @@ from reconciler.core.errors import RegopsError
 from reconciler.core.keyspace import Keyspace
 from reconciler.core.ports import KeyValueStore, Put, Transaction
 from reconciler.core.records import Receipt
+from reconciler.core.times import rfc3339
 from reconciler.metrics import AgentMetrics
 
 LEASE_TTL: Final = 10
@@ -28,7 +31,8 @@ _AT_ONCE: Final = 4
 """Writes that need not wait for each other: one activation takes two, the former proof withdrawn and the new one given,
 and the second is what `wait=active` waits for."""
 _REPEAT_EVERY: Final = 300.0
-"""An unchanged receipt is written again: a restored etcd, or `fleet forget`, may have lost it."""
+"""An unchanged receipt is written again: a restored etcd, or `fleet forget`, may have lost it, and `Receipt.seen_at`
+says until when the agent was not silent."""
 _LAST_WORDS: Final = 0.5
 
 log = logging.getLogger(__name__)
@@ -50,12 +54,14 @@ class Publisher:
         metrics: AgentMetrics,
         *,
         renew_every: float = 3.0,
+        repeat_every: float = _REPEAT_EVERY,
     ) -> None:
         self._store = store
         self._keyspace = keyspace
         self._receipt = receipt
         self._metrics = metrics
         self._renew_every = renew_every
+        self._repeat_every = repeat_every
         self._changed = changed
         self._written: Receipt | None = None
         self._written_at = 0.0
@@ -71,11 +77,12 @@ class Publisher:
         backoff = Backoff()
         while True:
             receipt = self._receipt()
-            if receipt == self._written and time.monotonic() - self._written_at < _REPEAT_EVERY:
+            if receipt == self._written and time.monotonic() - self._written_at < self._repeat_every:
                 await self._look_later()
                 continue
             try:
-                await self._put(self._keyspace.receipt(receipt.datacentre, receipt.id), receipt.encode())
+                stamped = replace(receipt, seen_at=rfc3339(datetime.now(UTC)))
+                await self._put(self._keyspace.receipt(receipt.datacentre, receipt.id), stamped.encode())
             except RegopsError as error:
                 self._failed("receipt", error)
                 await backoff.sleep()

@@ -88,6 +88,8 @@ class Witness:
         if known is None or known.commit != offer.commit:
             stages = {"mirrored_at": offer.mirrored_at} if offer.mirrored_at else {}
             self._entries[offer.bundle.etag] = _Entry(offer.commit, stages, offer.applied_at, offer.trace)
+        elif known.trace is None and "enforced_at" not in known.stages:
+            known.applied_at, known.trace = offer.applied_at, offer.trace  # the copy on disk has none
         self._entries.move_to_end(offer.bundle.etag)
         while len(self._entries) > _OFFERS_KEPT:
             self._entries.popitem(last=False)
@@ -166,19 +168,19 @@ class Witness:
         return _Enforced(entry.commit, tuple(sorted(entry.stages.items())), etag)
 
     def _traced(self, entry: _Entry) -> None:
-        """The commit's way through this agent, in the trace of its apply."""
-        if entry.trace is None or not self._tracer.enabled:
+        """The commit's way through this agent, in the trace of its apply. Nothing is told of what OPA has from a former
+        process of this agent."""
+        if entry.trace is None or not self._tracer.enabled or not entry.stages.keys() & {"mirrored_at", "served_at"}:
             return
         names = ("regops.agent.read", "regops.agent.serve", "opa.activate")
-        marks = [entry.applied_at, *(entry.stages.get(name) for name in ("mirrored_at", "served_at", "enforced_at"))]
+        stages = (entry.stages.get(name) for name in ("mirrored_at", "served_at", "enforced_at"))
         about = {"regops__agent": self._identity.agent, "regops__datacentre": self._identity.datacentre}
-        before = marks[0]
-        for name, mark in zip(names, marks[1:], strict=True):
-            if before is not None and mark is not None:
-                start, end = datetime.fromisoformat(before), datetime.fromisoformat(mark)
+        before = _time(entry.applied_at)
+        for name, end in zip(names, map(_time, stages), strict=True):
+            if before is not None and end is not None:
                 commit = {"vcs__ref__head__revision": entry.commit}
-                self._tracer.record(name, start, end, entry.trace, **about, **commit)
-            before = mark or before
+                self._tracer.record(name, before, end, entry.trace, **about, **commit)
+            before = end or before
 
     def _error(self) -> str | None:
         refusal = self.proof.refused.get(self._offered.bundle.etag) if self._offered else None
@@ -196,6 +198,15 @@ class _Enforced:
     commit: str | None = None
     stages: tuple[tuple[str, str], ...] = ()
     digest: str | None = None
+
+
+def _time(text: str | None) -> datetime | None:
+    """``None`` too for what is no time: somebody else wrote it, and a trace is not worth an agent's end."""
+    try:
+        at = datetime.fromisoformat(text) if text is not None else None
+    except (ValueError, TypeError):
+        return None
+    return at if at is not None and at.tzinfo is not None else None
 
 
 def rfc3339_now() -> str:

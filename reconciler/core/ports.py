@@ -408,8 +408,9 @@ class StoreWarning:
 
 @dataclass(frozen=True, slots=True)
 class StoreHealth:
-    """What a server start looks at, of all members: the oldest version, the largest database, the smallest quota (0
-    where etcd does not tell it). Sizes in bytes; ``alarms`` in a person's words."""
+    """What a server start looks at, of all members: the oldest version, the largest database, the smallest quota
+    (etcd's default where it tells none, 0 where there is none or it must be another one). Sizes in bytes; ``alarms`` in
+    a person's words."""
 
     version: str
     db_size: int

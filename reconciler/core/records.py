@@ -167,10 +167,12 @@ class Receipt(Record):
     ``enforced_revision`` is the commit (40 hex) whose content the OPA's latest poll carried, ``none`` for the empty
     bundle, or ``null`` while nothing is proven; ``digest`` the ETag that this poll carried; ``scope`` ``all`` or
     ``projects:a,b``; ``error`` OPA's own refusal or ``null``; ``stale`` whether the agent could not reach etcd when it
-    served.
+    served; ``seen_at`` when the agent wrote it, which it does again every few minutes (`reconciler.core.silence`).
     """
 
-    optional: ClassVar[frozenset[str]] = frozenset({"opa_version", "error", "stale", "opa", "stages", "digest"})
+    optional: ClassVar[frozenset[str]] = frozenset(
+        {"opa_version", "error", "stale", "opa", "stages", "digest", "seen_at"}
+    )
 
     id: str
     datacentre: str
@@ -183,6 +185,7 @@ class Receipt(Record):
     stale: bool = False
     stages: Mapping[str, str] | None = None
     digest: str | None = None
+    seen_at: str | None = None
 
 
 def _only(error: Mapping[str, Any]) -> dict[str, Any]:

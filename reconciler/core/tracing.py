@@ -6,11 +6,18 @@ The engine knows `Tracer` only; OpenTelemetry is one adapter of it, and is impor
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from datetime import datetime
 from typing import Final, Protocol, Self
 
 _PARENT: Final = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?")
+_MEMBER: Final = re.compile(
+    r"[a-z0-9][a-z0-9_\-*/]{0,255}(@[a-z][a-z0-9_\-*/]{0,13})?=[\x20-\x2b\x2d-\x3c\x3e-\x7e]{0,256}"
+)
 _VERSION: Final = "00"
+STATE_MOST: Final = 512
+"""Characters of ``tracestate`` that are passed on: what the standard wants passed on at least."""
+_STATE_MEMBERS: Final = 32
 
 Attribute = str | int | float | bool
 """What a span may be told."""
@@ -26,6 +33,37 @@ def traceparent(text: str | None) -> str | None:
     if version == "ff" or (version == _VERSION and rest) or not int(trace, 16) or not int(span, 16):
         return None
     return f"{_VERSION}-{trace}-{span}-{flags}"
+
+
+def context_of(parent: str | None, states: Iterable[str] = ()) -> str | None:
+    """What is passed on from the headers traceparent and tracestate: the first one, and after a space the second one
+    where it says something. Of too much, its last members, the oldest, are left out (W3C Trace Context,
+    section 3.3)."""
+    known = traceparent(parent)
+    if known is None:
+        return None
+    members, size = list[str](), -1
+    for each in (member.strip(" \t") for text in states for member in text[: 4 * STATE_MOST].split(",")):
+        if not each:
+            continue
+        if not _MEMBER.fullmatch(each):
+            return known  # malformed: the whole is left out
+        size += len(each) + 1
+        if size > STATE_MOST or len(members) == _STATE_MEMBERS:
+            break
+        members.append(each)
+    return f"{known} {','.join(members)}" if members else known
+
+
+def context_in(text: str | None) -> str | None:
+    """A context that another process of regops has passed on; ``None`` for none, or what is none."""
+    parent, _, state = (text or "").strip().partition(" ")
+    return context_of(parent, [state])
+
+
+def parent_of(context: str) -> str:
+    """The ``traceparent`` of a context."""
+    return context.partition(" ")[0]
 
 
 def trace_id(parent: str | None) -> str | None:
@@ -52,14 +90,23 @@ class Tracer(Protocol):
 
     enabled: bool
 
-    def span(self, name: str, parent: str | None = None, kind: str = "internal") -> SpanBlock:
-        """A span around a block of work; an error that leaves the block fails it."""
+    def span(
+        self, name: str, parent: str | None = None, kind: str = "internal", *, start: datetime | None = None
+    ) -> SpanBlock:
+        """A span around a block of work; an error that leaves the block fails it. ``start``: it began before."""
         ...
 
     def record(
-        self, name: str, start: datetime, end: datetime, parent: str | None = None, **attributes: Attribute
+        self,
+        name: str,
+        start: datetime,
+        end: datetime,
+        parent: str | None = None,
+        *,
+        link: str | None = None,
+        **attributes: Attribute,
     ) -> None:
-        """Work that is over already."""
+        """Work that is over already. ``link``: the context of a span, of another trace, that it was part of."""
         ...
 
 
@@ -97,13 +144,22 @@ class NoTracer:
 
     enabled = False
 
-    def span(self, name: str, parent: str | None = None, kind: str = "internal") -> SpanBlock:
+    def span(
+        self, name: str, parent: str | None = None, kind: str = "internal", *, start: datetime | None = None
+    ) -> SpanBlock:
         """The same object, always."""
-        del name, parent, kind
+        del name, parent, kind, start
         return _NOTHING
 
     def record(
-        self, name: str, start: datetime, end: datetime, parent: str | None = None, **attributes: Attribute
+        self,
+        name: str,
+        start: datetime,
+        end: datetime,
+        parent: str | None = None,
+        *,
+        link: str | None = None,
+        **attributes: Attribute,
     ) -> None:
         """Nothing."""
 

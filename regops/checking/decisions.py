@@ -1,28 +1,31 @@
-"""Recorded decisions: OPA's decision log, one JSON object a line, or the arrays that OPA uploads, gzipped or not."""
+"""Recorded decisions: OPA's decision log, one JSON object a line, or the arrays that OPA uploads, gzipped or not, one
+after the other."""
 
 from __future__ import annotations
 
 import contextlib
 import gzip
 import io
-import json
 import sys
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Final, cast
 
 from reconciler.core.errors import StalledError
+from regops.checking.members import Members, Unparsed
 
 _GZIP: Final = b"\x1f\x8b"
-_CHUNK: Final = 1 << 20
-_LONGEST: Final = 64 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """One that can be asked again. ``path`` are the segments below ``data``; ``defined`` is false where the log has no
-    result."""
+    """One that can be asked again. ``path`` are the segments below ``data``.
+
+    What the log says became of it: ``failed`` with an error, or ``result`` where it is ``defined``; nobody knows where
+    it is not ``told``, since it was erased or masked. ``size`` is how long it is in the log, in characters.
+    """
 
     path: tuple[str, ...]
     input: Any
@@ -31,6 +34,9 @@ class Decision:
     defined: bool
     id: str
     nondeterministic: bool
+    failed: bool = False
+    told: bool = True
+    size: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,23 +57,21 @@ Read = Decision | Skipped | Unreadable
 
 
 def read(name: str) -> Iterator[Read]:
-    """Every decision of a file (``-``: standard input), in order, in bounded memory. Raises `StalledError` for a file
-    that cannot be opened or unpacked."""
+    """Every decision of a file (``-``: standard input), in order, in bounded memory. What cannot be read costs the rest
+    of its line, not more. Raises `StalledError` for a file that cannot be opened or unpacked."""
     try:
         with _opened(name) as stream:
-            for place, document in _documents(name, stream):
-                yield Unreadable(f"{place}: {document}") if isinstance(document, _Bad) else _decision(place, document)
-    except (OSError, EOFError) as error:
+            for each in Members(stream):
+                place = f"{name}:{each.line}" if each.column == 1 else f"{name}:{each.line}:{each.column}"
+                if isinstance(each, Unparsed):
+                    yield Unreadable(f"{place}: {each.why}")
+                else:
+                    yield _decision(place, each.value, each.size)
+    except (OSError, EOFError, zlib.error) as error:
         said = getattr(error, "strerror", None) or error
         raise StalledError(
             f"{name}: {said}", remedy="Name a decision log of OPA: JSON lines, maybe gzipped."
         ) from error
-
-
-class _Bad(str):
-    """Why a line is none."""
-
-    __slots__ = ()
 
 
 @contextlib.contextmanager
@@ -82,48 +86,20 @@ def _opened(name: str) -> Iterator[IO[bytes]]:
         buffered.detach()
 
 
-def _documents(name: str, stream: IO[bytes]) -> Iterator[tuple[str, Any]]:
-    """Each line's document with its place; the members of arrays one by one."""
-    number = 0
-    while True:
-        line = stream.readline(_LONGEST)
-        if not line:
-            return
-        number += 1
-        place = f"{name}:{number}"
-        text = line.strip()
-        if not text:
-            continue
-        if text.startswith(b"[") and not _is_json(text):
-            text += stream.read()  # an array over several lines
-        try:
-            document = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            yield place, _Bad(f"no JSON: {error}")
-            continue
-        yield from ((place, each) for each in (document if isinstance(document, list) else [document]))
-
-
-def _is_json(text: bytes) -> bool:
-    try:
-        json.loads(text)
-    except (ValueError, RecursionError):
-        return False
-    return True
-
-
-def _decision(place: str, document: Any) -> Read:
-    if not isinstance(document, dict) or not ({"path", "query", "decision_id", "input"} & document.keys()):
+def _decision(place: str, document: dict[str, Any], size: int) -> Read:
+    if not {"path", "query", "decision_id", "input"} & document.keys():
         return Unreadable(f"{place}: no decision of OPA: neither path nor decision_id")
     path = document.get("path")
+    erased, masked = document.get("erased") or [], document.get("masked") or []
+    if not (isinstance(erased, list) and isinstance(masked, list)):
+        return Unreadable(f"{place}: no decision of OPA: erased and masked are lists")
+    pointers = [str(each) for each in (*erased, *masked)] if erased or masked else []
     if not isinstance(path, str) or not path.strip("/"):
         return Skipped("a query without a path")
-    erased = [each for each in (document.get("erased") or ()) if str(each).startswith("/input")]
-    masked = [each for each in (document.get("masked") or ()) if str(each).startswith("/input")]
-    if erased or masked:
+    if pointers and any(_below(each, "/input") for each in pointers):
         return Skipped("a part of its input was erased or masked")
     segments = tuple(path.strip("/").split("/"))
-    if segments[0] not in {"platform", "projects"}:
+    if segments[0] not in {"platform", "projects"} or printable(path) != path:
         return Skipped("a rule outside platform and projects")
     return Decision(
         path=segments,
@@ -131,6 +107,18 @@ def _decision(place: str, document: Any) -> Read:
         has_input="input" in document,
         result=document.get("result"),
         defined="result" in document,
-        id=str(document.get("decision_id") or place),
+        id=printable(str(document.get("decision_id") or place)),
         nondeterministic=bool(document.get("nd_builtin_cache")),
+        failed=bool(document.get("error")),
+        told=not (pointers and any(_below(each, "/result") for each in pointers)),
+        size=size,
     )
+
+
+def printable(text: str) -> str:
+    """JSON can name half a character, which no output takes: it is shown as JSON writes it."""
+    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
+
+
+def _below(pointer: str, top: str) -> bool:
+    return pointer == top or pointer.startswith(f"{top}/")

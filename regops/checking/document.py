@@ -17,6 +17,8 @@ def document(review: Review) -> dict[str, Any]:
         "passed": review.passed,
         "base": review.base,
         "head": review.head,
+        "merged_into": review.tip,
+        "notes": list(review.notes),
         "total_policies": review.total,
         "policies": [_policy(review, each) for each in review.policies],
         "warnings": [_error(review, each) for each in review.warnings],
@@ -40,6 +42,7 @@ def _policy(review: Review, each: PolicyFinding) -> dict[str, Any]:
         "operation": str(each.operation),
         "valid": not each.held,
         "already_invalid": each.before,
+        "deletion_blocked": each.blocked,
         "reason": each.reason or None,
         "errors": [_error(review, error) for error in each.errors],
         "tests": tests.run.get(each.policy, 0) if tests else None,
@@ -57,15 +60,17 @@ def _error(review: Review, error: FileError) -> dict[str, Any]:
 def _tests(review: Review, tests: Tests) -> dict[str, Any]:
     return {
         "total": tests.total,
-        "failed": len(tests.failures),
+        "failed": tests.failed,
         "skipped": tests.skipped,
         "error": tests.error or None,
+        "already_error": tests.error_before,
         "failures": [
             {
                 "file": f"{review.path}/{each.file}",
                 "line": each.line,
-                "name": each.name,
+                "name": each.name or None,
                 "message": each.message or None,
+                "already_failing": each.before,
             }
             for each in tests.failures
         ],

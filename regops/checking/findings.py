@@ -22,15 +22,18 @@ class Operation(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class PolicyFinding:
-    """One policy that changes, or that a change elsewhere breaks. ``errors``: why its version would not go live;
-    ``before``: it was so already without the change. ``rego`` is a unified diff, ``data`` a list of changes by path,
-    ``data_text`` a diff where the data is no JSON object or differs in its form only."""
+    """One policy that changes, or that a change elsewhere breaks or sets free.
+
+    ``errors``: why its version would not go live; ``before``: it was so already without the change; ``blocked``: its
+    deletion would wait for a person. ``rego`` is a unified diff, ``data`` a list of changes by path, ``data_text`` a
+    diff where the data is no JSON object or differs in its form only."""
 
     policy: str
     operation: Operation
     reason: str = ""
     errors: tuple[FileError, ...] = ()
     before: bool = False
+    blocked: bool = False
     rego: str = ""
     data: tuple[Mapping[str, Any], ...] = ()
     data_text: str = ""
@@ -43,29 +46,48 @@ class PolicyFinding:
 
 @dataclass(frozen=True, slots=True)
 class TestFailure:
-    """A Rego unit test that failed; ``file`` below the folder of the policies."""
+    """A Rego unit test that failed, or, without a ``name``, a file of tests that does not compile; ``file`` below the
+    folder of the policies. ``before``: it is so without the change too."""
 
     file: str
     line: int
     name: str
     message: str = ""
+    before: bool = False
+
+    @property
+    def said(self) -> str:
+        """What happened, in a few words."""
+        what = f"{self.name} failed" if self.name else "does not compile"
+        return f"{what}: {self.message}" if self.message else what
 
 
 @dataclass(frozen=True, slots=True)
 class Tests:
     """The Rego unit tests of the new revision. By policy: how many ran, how many of its lines (in percent) they cover
-    (``None`` where that is not known). ``error``: why none could be run."""
+    cover. ``error``: why none could be run; ``error_before``: none can be without the change either."""
 
     run: Mapping[str, int] = field(default_factory=dict)
     failures: tuple[TestFailure, ...] = ()
     skipped: int = 0
     coverage: Mapping[str, float] = field(default_factory=dict)
     error: str = ""
+    error_before: bool = False
 
     @property
     def total(self) -> int:
         """How many ran."""
         return sum(self.run.values())
+
+    @property
+    def failed(self) -> int:
+        """How many of them failed."""
+        return sum(1 for each in self.failures if each.name)
+
+    @property
+    def spoiled(self) -> bool:
+        """Whether the change makes tests fail, or keeps them from being run."""
+        return any(not each.before for each in self.failures) or bool(self.error and not self.error_before)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,13 +137,17 @@ class Replay:
 
 @dataclass(frozen=True, slots=True)
 class Review:
-    """Everything. ``base`` is the commit that was compared with, ``head`` the other one (``None``: the files);
-    ``path`` the folder of the policies, put before each file's name; ``total`` the policies of the new revision."""
+    """Everything. ``base`` is the commit where the change left the branch, ``head`` its own (``None``: the files),
+    ``tip`` what the branch has got since (``None``: nothing). ``path`` is the folder of the policies from the root of
+    the repository, put before each file's name; ``total`` the policies after the merge. ``notes``: what could not be
+    looked at, and why."""
 
     base: str
     head: str | None
     path: str
     total: int
+    tip: str | None = None
+    notes: tuple[str, ...] = ()
     policies: tuple[PolicyFinding, ...] = ()
     warnings: tuple[FileError, ...] = ()
     ignored: tuple[str, ...] = ()
@@ -138,14 +164,26 @@ class Review:
 
     @property
     def uncovered(self) -> tuple[str, ...]:
-        """Changed policies whose tests cover less than is asked for."""
-        if self.min_coverage is None or self.tests is None:
+        """Changed policies that would go live and whose tests cover less than is asked for, as far as that is known:
+        OPA tells no coverage of tests that fail."""
+        tests = self.tests
+        if self.min_coverage is None or tests is None or tests.error or tests.spoiled:
             return ()
-        changed = [each.policy for each in self.policies if each.operation in {Operation.CREATE, Operation.UPDATE}]
-        return tuple(name for name in changed if self.tests.coverage.get(name, 0.0) < self.min_coverage)
+        unknown = {policy_of(each.file) for each in tests.failures}
+        changed = [
+            each.policy
+            for each in self.policies
+            if each.operation in {Operation.CREATE, Operation.UPDATE} and not each.held and each.policy not in unknown
+        ]
+        return tuple(name for name in changed if tests.coverage.get(name, 0.0) < self.min_coverage)
 
     @property
     def passed(self) -> bool:
         """Whether nothing is found that should keep the change from being merged."""
-        tests = self.tests
-        return not (self.invalid or self.uncovered or (tests is not None and (tests.failures or tests.error)))
+        return not (self.invalid or self.uncovered or (self.tests is not None and self.tests.spoiled))
+
+
+def policy_of(file: str) -> str:
+    """The policy in whose folder a file lies; ``file`` is below the folder of the policies."""
+    parts = file.removeprefix("./").split("/")
+    return "/".join(parts[:2]) if parts[0] == "projects" else parts[0]

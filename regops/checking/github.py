@@ -32,6 +32,7 @@ def _commands(review: Review) -> Iterator[str]:
     if review.blocked:
         message = f"deletions would wait for a person, since {review.blocked_reason}: {', '.join(review.blocked)}"
         yield _command("warning", path, None, None, "Deletions", message)
+    yield from (_command("warning", path, None, None, "regops", note) for note in review.notes)
     if review.replay is not None and review.replay.flips:
         flipping = [each for each in review.replay.rules if each.flips]
         rules = ", ".join(f"{each.policy} {each.rule} ({each.flips} of {each.inputs})" for each in flipping[:5])
@@ -42,10 +43,11 @@ def _commands(review: Review) -> Iterator[str]:
 def _of_tests(review: Review) -> Iterator[str]:
     path, tests = review.path, review.tests
     if tests is not None and tests.error:
-        yield _command("error", path, None, None, "Tests could not be run", tests.error)
-    for failure in tests.failures if tests is not None else ():
-        message = failure.message or f"{failure.name} failed"
-        yield _command("error", f"{path}/{failure.file}", failure.line, None, failure.name, message)
+        kind = "warning" if tests.error_before else "error"
+        yield _command(kind, path, None, None, "Tests could not be run", tests.error)
+    for each in tests.failures if tests is not None else ():
+        kind, title = ("warning", " (so before)") if each.before else ("error", "")
+        yield _command(kind, f"{path}/{each.file}", each.line, None, f"{each.name or 'Tests'}{title}", each.said)
     for name in review.uncovered:
         message = f"its tests cover less than {review.min_coverage:g} %"
         yield _command("error", f"{path}/{name}/rego.rego", None, None, f"{name} is not covered", message)

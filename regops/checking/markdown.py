@@ -15,6 +15,8 @@ MARK: Final = "<!-- regops check -->"
 """The first line: by it a workflow finds its former comment."""
 _ROWS: Final = 50
 _TICKS: Final = re.compile(r"`+")
+_CALLS: Final = re.compile(r"([@#!~$%&]|\bGH-)(?=\w)")
+"""What begins a mention or a reference on GitHub, GitLab or Gitea."""
 _CUT: Final = "\n\n_The rest is left out: the whole is in the log of this check._\n"
 
 
@@ -46,25 +48,32 @@ def _parts(review: Review) -> Iterator[str]:
     for each in review.policies:
         text = _difference(each)
         if text:
-            yield f"\n<details><summary>{_html(each.policy)}</summary>\n\n{fenced(text, 'diff')}\n</details>\n"
+            title = f"<code>{_html(each.policy)}</code>"
+            yield f"\n<details><summary>{title}</summary>\n\n{fenced(text, 'diff')}\n</details>\n"
 
 
 def _findings(review: Review) -> Iterator[str]:
-    for each in review.policies:
-        mark = ":warning:" if each.before else ":x:"
-        yield from (f"{mark} {_code_line(line(review, error, ''))}" for error in each.errors)
+    for finding in review.policies:
+        mark = _mark(before=finding.before)
+        yield from (f"{mark} {_code_line(line(review, error, ''))}" for error in finding.errors)
     if review.tests is not None:
         if review.tests.error:
-            yield f":x: tests could not be run: {_plain(review.tests.error)}"
-        for failure in review.tests.failures:
-            place = f"{review.path}/{failure.file}:{failure.line}"
-            yield f":x: {code(place)} {_plain(failure.name)} failed {_plain(failure.message)}".rstrip()
+            yield f"{_mark(before=review.tests.error_before)} tests could not be run: {_plain(review.tests.error)}"
+        for each in review.tests.failures:
+            place = f"{review.path}/{each.file}:{each.line}"
+            former = " (so before)" if each.before else ""
+            yield f"{_mark(before=each.before)} {code(place)} {_plain(each.said)}{former}"
     for name in review.uncovered:
         yield f":x: {code(name)} is covered by less than {review.min_coverage:g} %"
     yield from (f":warning: {_code_line(line(review, each, ''))}" for each in review.warnings)
     if review.blocked:
         names = ", ".join(code(name) for name in review.blocked)
         yield f":warning: deletions would wait for a person, since {_plain(review.blocked_reason)}: {names}"
+    yield from (f":warning: {_plain(note)}" for note in review.notes)
+
+
+def _mark(*, before: bool) -> str:
+    return ":warning:" if before else ":x:"
 
 
 def _code_line(text: str) -> str:
@@ -100,7 +109,7 @@ def _examples(each: Flips) -> str:
         f"{example.decision_id}: {shown(example.old)} → {shown(example.new)}\n  input {example.input}"
         for example in each.examples
     ]
-    title = f"{_html(each.policy)} {_html(each.rule)}: examples"
+    title = f"<code>{_html(each.policy)} {_html(each.rule)}</code>: examples"
     return f"\n<details><summary>{title}</summary>\n\n{fenced(chr(10).join(lines))}\n</details>\n"
 
 
@@ -130,9 +139,13 @@ def code(text: str) -> str:
 
 
 def _plain(text: str) -> str:
-    """A sentence in which nothing is markup but `backquotes`."""
-    flat = " ".join(text.split())
-    return re.sub(r"([\\*_{}\[\]<>#|~!@])", r"\\\1", flat)
+    """A sentence in which nothing is markup but `backquotes`, and nothing calls a person, an issue or a change.
+
+    A backslash does not keep `@name` or `#12` from that: they are looked for in what Markdown has become. A comment
+    between the two parts is no text, and parts them.
+    """
+    flat = re.sub(r"([\\*_{}\[\]<>#|~!])", r"\\\1", " ".join(text.split()))
+    return _CALLS.sub(r"\1<!-- -->", flat)
 
 
 def _html(text: str) -> str:

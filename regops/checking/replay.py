@@ -7,44 +7,31 @@ one query; where one of them fails, that lot is asked one by one, so that a mist
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
-import os
-import tempfile
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import quote
 
-import aiohttp
-from yarl import URL
-
-from reconciler.core.errors import StalledError, TransientError
-from regops.checking.decisions import Decision, Skipped, Unreadable, read
+from reconciler.core.errors import StalledError
+from regops.checking.decisions import Decision, Skipped, Unreadable, printable, read
+from regops.checking.evaluator import UNDEFINED, Failed, evaluator
 from regops.checking.findings import Example, Flips, Replay
 
 LOT: Final = 200
 """Inputs that are asked together."""
-_LOT_BYTES: Final = 1 << 20
+_LOT_SIZE: Final = 1 << 20
+"""Characters of the log, of a lot."""
+_WAITING: Final = 32 << 20
+"""The same, of all lots that are not full yet."""
 _OPEN: Final = 8
 """Lots that are under way at once."""
 _RULES: Final = 500
-_START_SECONDS: Final = 60.0
-_ANSWER_SECONDS: Final = 120.0
 _SHOWN: Final = 400
 _UNREADABLE: Final = 10
-_UNDEFINED: Final = object()
 
 Progress = Callable[[int], None]
-
-
-@dataclass(frozen=True, slots=True)
-class _Failed:
-    """The rule failed for this input; equal failures are equal decisions."""
-
-    message: str
 
 
 @dataclass(slots=True)
@@ -82,19 +69,26 @@ async def replay(
     `TransientError` when OPA fails."""
     counted = _Counted()
     async with evaluator(opa, bundles[0]) as old, evaluator(opa, bundles[1]) as new:
-        running: deque[asyncio.Task[None]] = deque()
+        running: deque[tuple[list[Decision], asyncio.Future[tuple[list[Any], list[Any]]]]] = deque()
+
+        async def count() -> None:
+            """The oldest lot: in the order in which they were read, whichever ends first."""
+            lot, task = running[0]
+            _count(counted, lot, await task, examples)
+            running.popleft()
+            progress(counted.done)
+
         try:
             for lot in _lots(files, limit, counted):
-                running.append(asyncio.ensure_future(_compare(old, new, lot, counted, examples)))
+                running.append((lot, asyncio.gather(old.decide(lot), new.decide(lot))))
                 if len(running) >= _OPEN:
-                    await running.popleft()
-                    progress(counted.done)
+                    await count()
             while running:
-                await running.popleft()
+                await count()
         finally:
-            for task in running:
+            for _, task in running:
                 task.cancel()
-            await asyncio.gather(*running, return_exceptions=True)
+            await asyncio.gather(*(task for _, task in running), return_exceptions=True)
     if counted.unreadable_count and not counted.done and not counted.skipped:
         raise StalledError(
             f"{counted.unreadable[0]}; nothing in {', '.join(files)} is a decision",
@@ -129,8 +123,8 @@ def _depth(path: Sequence[str]) -> int:
 
 def _lots(files: Sequence[str], limit: int | None, counted: _Counted) -> Iterator[list[Decision]]:
     """Decisions of one rule together; what cannot be asked is counted."""
-    waiting: dict[tuple[str, ...], list[Decision]] = {}
-    taken = 0
+    waiting: dict[tuple[str, ...], _Lot] = {}
+    taken = size = 0
     for each in (found for name in files for found in read(name)):
         if isinstance(each, Unreadable):
             counted.unreadable_count += 1
@@ -143,26 +137,39 @@ def _lots(files: Sequence[str], limit: int | None, counted: _Counted) -> Iterato
         if isinstance(each, Skipped):
             counted.skipped[each.why] += 1
             continue
-        lot = waiting.setdefault(each.path, [])
-        lot.append(each)
-        if len(lot) >= LOT or len(waiting) > _RULES:
-            yield waiting.pop(each.path)
-    yield from waiting.values()
+        lot = waiting.setdefault(each.path, _Lot())
+        lot.decisions.append(each)
+        lot.size += each.size
+        size += each.size
+        full = each.path if len(lot.decisions) >= LOT or lot.size >= _LOT_SIZE else None
+        if full is None and (len(waiting) > _RULES or size >= _WAITING):
+            full = next(iter(waiting))
+        if full is not None:
+            size -= waiting[full].size
+            yield waiting.pop(full).decisions
+    for lot in waiting.values():
+        yield lot.decisions
 
 
-# --- what is asked ---------------------------------------------------------------------------------------------------
+@dataclass(slots=True)
+class _Lot:
+    """What is asked together, in the making."""
+
+    decisions: list[Decision] = field(default_factory=list)
+    size: int = 0
 
 
-async def _compare(old: Evaluator, new: Evaluator, lot: list[Decision], counted: _Counted, examples: int) -> None:
-    """Lots of one rule may end in another order than they were read: examples are those of the first lots to end."""
-    before, after = await asyncio.gather(old.decide(lot), new.decide(lot))
+# --- what is counted -------------------------------------------------------------------------------------------------
+
+
+def _count(counted: _Counted, lot: list[Decision], decided: tuple[list[Any], list[Any]], examples: int) -> None:
+    """What both revisions said of a lot."""
     tally = counted.rules.setdefault(lot[0].path, _Tally())
-    for decision, was, is_ in zip(lot, before, after, strict=True):
+    for decision, was, is_ in zip(lot, *decided, strict=True):
         tally.inputs += 1
         counted.done += 1
         counted.nondeterministic += decision.nondeterministic
-        recorded = decision.result if decision.defined else _UNDEFINED
-        counted.differed += not _same(recorded, was)
+        counted.differed += _recorded_otherwise(decision, was)
         if _same(was, is_):
             continue
         tally.flips += 1
@@ -170,113 +177,28 @@ async def _compare(old: Evaluator, new: Evaluator, lot: list[Decision], counted:
             tally.examples.append(Example(decision.id, _text(was), _text(is_), _shortened(decision.input)))
 
 
+def _recorded_otherwise(decision: Decision, now: Any) -> bool:
+    """Whether the log tells another decision; what it does not tell cannot differ."""
+    if not decision.told:
+        return False
+    if decision.failed or isinstance(now, Failed):
+        return decision.failed != isinstance(now, Failed)
+    return not _same(decision.result if decision.defined else UNDEFINED, now)
+
+
 def _same(one: Any, other: Any) -> bool:
     """Equal as JSON: true is not 1."""
-    if one is _UNDEFINED or other is _UNDEFINED or isinstance(one, _Failed) or isinstance(other, _Failed):
+    if one is UNDEFINED or other is UNDEFINED or isinstance(one, Failed) or isinstance(other, Failed):
         return bool(one == other)
     return json.dumps(one, sort_keys=True) == json.dumps(other, sort_keys=True)
 
 
 def _text(value: Any) -> str | None:
-    if value is _UNDEFINED:
+    if value is UNDEFINED:
         return None
-    return f"error: {value.message}" if isinstance(value, _Failed) else _shortened(value)
+    return f"error: {value.message}" if isinstance(value, Failed) else _shortened(value)
 
 
 def _shortened(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
+    text = printable(json.dumps(value, ensure_ascii=False))
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
-
-
-class Evaluator:
-    """One OPA with one revision."""
-
-    def __init__(self, http: aiohttp.ClientSession) -> None:
-        self.http = http
-
-    async def decide(self, lot: Sequence[Decision]) -> list[Any]:
-        """The decision of each, `_UNDEFINED` where there is none."""
-        if all(each.has_input for each in lot):
-            together = await self._together(lot)
-            if together is not None:
-                return together
-        return [await self._one(each) for each in lot]
-
-    async def _together(self, lot: Sequence[Decision]) -> list[Any] | None:
-        """All in one query; ``None`` where one of them fails: then nobody knows which."""
-        reference = "data" + "".join(f"[{json.dumps(segment)}]" for segment in lot[0].path)
-        query = f"result = [o | i := input[k]; v := {reference} with input as i; o := [k, v]]"
-        body = json.dumps({"query": query, "input": [each.input for each in lot]}).encode()
-        status, document = await self._post("/v1/query", body)
-        if status != 200:  # noqa: PLR2004 OK
-            return None
-        found: list[Any] = [_UNDEFINED] * len(lot)
-        for index, value in document["result"][0]["result"] if document.get("result") else ():
-            found[index] = value
-        return found
-
-    async def _one(self, decision: Decision) -> Any:
-        body = json.dumps({"input": decision.input} if decision.has_input else {}).encode()
-        path = "/".join(quote(segment, safe="") for segment in decision.path)
-        status, document = await self._post(f"/v1/data/{path}", body)
-        if status != 200:  # noqa: PLR2004 OK
-            return _Failed(str(document.get("message") or status))
-        return document.get("result", _UNDEFINED)
-
-    async def _post(self, path: str, body: bytes) -> tuple[int, dict[str, Any]]:
-        headers = {"Content-Type": "application/json"}
-        try:
-            async with self.http.post(URL(f"http://opa{path}", encoded=True), data=body, headers=headers) as answer:
-                return answer.status, json.loads(await answer.read())
-        except (aiohttp.ClientError, TimeoutError, ValueError) as error:
-            raise TransientError(f"the OPA that replays does not answer: {type(error).__name__}") from error
-
-
-@contextlib.asynccontextmanager
-async def evaluator(opa: Path, bundle: bytes) -> AsyncIterator[Evaluator]:
-    """An OPA of its own with this bundle, on a socket in a folder of its own, as long as the block runs."""
-    with tempfile.TemporaryDirectory(prefix="regops-replay-") as scratch:
-        folder = Path(scratch)
-        (folder / "bundle.tar.gz").write_bytes(bundle)
-        words = [
-            "run",
-            "--server",
-            "--addr",
-            f"unix://{folder / 'api.sock'}",
-            "--bundle",
-            str(folder / "bundle.tar.gz"),
-        ]
-        words += ["--log-level", "error", "--skip-version-check"]
-        with (folder / "log").open("wb") as log:
-            process = await asyncio.create_subprocess_exec(
-                *(str(opa), *words),
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                env={"PATH": os.environ.get("PATH", ""), "HOME": scratch},
-            )
-        timeout = aiohttp.ClientTimeout(total=_ANSWER_SECONDS)
-        connector = aiohttp.UnixConnector(str(folder / "api.sock"))
-        try:
-            async with aiohttp.ClientSession(connector=connector, timeout=timeout, auto_decompress=True) as http:
-                await _until_ready(http, process, folder / "log")
-                yield Evaluator(http)
-        finally:
-            if process.returncode is None:
-                process.kill()
-            await process.wait()
-
-
-async def _until_ready(http: aiohttp.ClientSession, process: asyncio.subprocess.Process, log: Path) -> None:
-    try:
-        async with asyncio.timeout(_START_SECONDS):
-            while process.returncode is None:
-                with contextlib.suppress(aiohttp.ClientError):
-                    async with http.get("http://opa/health?bundles") as answer:
-                        if answer.status == 200:  # noqa: PLR2004 OK
-                            return
-                await asyncio.sleep(0.02)
-    except TimeoutError as error:
-        raise TransientError(f"the OPA that replays is not ready within {_START_SECONDS:g} s") from error
-    said = (await asyncio.to_thread(log.read_text, "utf-8", "replace"))[-300:].strip()
-    raise TransientError(f"the OPA that replays ended at once: {said}")

@@ -1,25 +1,26 @@
-"""From two revisions to what a review finds: the server's own validation, with the old revision as what is live."""
+"""From a change to what a review finds: the server's own validation, with what the branch has as what is live."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from api.data_diff import changes
 from api.diffs import unified
 from api.texts import strict_object
+from reconciler.adapters.git.pair import Pair
 from reconciler.agent.bundle import BundleBuilder
 from reconciler.agent.scope import ALL
 from reconciler.agent.state import MirrorPolicy, MirrorState
 from reconciler.core.guards import Limits, judge_deletions
 from reconciler.core.limits import Limits as TextLimits
 from reconciler.core.live import LivePolicy, LiveState
-from reconciler.core.model import DATA_FILE, REGO_FILE, Content, PolicyName, Tree, policy_name
+from reconciler.core.model import DATA_FILE, REGO_FILE, Content, PolicyName, Tree
 from reconciler.core.plan import Target
 from reconciler.core.ports import Source
-from reconciler.core.records import Held, Meta
+from reconciler.core.records import Meta
 from reconciler.validation import Judge, Resolution
 from regops.checking.findings import Operation, PolicyFinding
 
@@ -27,52 +28,92 @@ _NESTING = TextLimits().nesting
 
 
 @dataclass(frozen=True, slots=True)
+class State:
+    """One side of the change: its commit, and what would be live of it."""
+
+    commit: str
+    tree: Tree
+    resolution: Resolution
+    targets: Mapping[PolicyName, Target]
+
+
+@dataclass(frozen=True, slots=True)
 class Compared:
-    """Both revisions, and what would be live of each: the bundle that an OPA would load."""
+    """Both sides, and what the change means. ``notes``: what could not be looked at."""
 
     findings: tuple[PolicyFinding, ...]
-    resolution: Resolution
-    tree: Tree
+    old: State
+    new: State
     blocked: tuple[PolicyName, ...]
     blocked_reason: str
-    old_bundle: bytes
-    new_bundle: bytes
+    notes: tuple[str, ...]
 
 
-async def compare(source: Source, judge: Judge, old: str, new: str, limits: Limits) -> Compared:
-    """Judge the old revision as a server with nothing live would, and the new one as it would then."""
-    old_tree, new_tree = await source.tree(old), await source.tree(new)
+async def compare(source: Source, judge: Judge, pair: Pair, limits: Limits) -> Compared:
+    """Judge the branch as a server with nothing live would, from its history, and then what the merge would make of it.
+
+    What is shown is what the change itself does.
+    """
+    old_tree, new_tree = await source.tree(pair.old), await source.tree(pair.new)
+    left, changed = await source.tree(pair.left), await source.tree(pair.changed)
     before = await judge.resolve(old_tree, LiveState())
-    live = _live(before.targets)
     gone = [name for name in before.targets if name not in new_tree.policies and name not in new_tree.invalid]
     empty = not new_tree.found or not (new_tree.policies or new_tree.invalid)
     ruling = judge_deletions(gone, live=len(before.targets), source_empty=empty, confirmed=(), limits=limits)
-    after = await judge.resolve(new_tree, live, ruling.allowed)
+    after = await judge.resolve(new_tree, _live(before.targets), ruling.allowed)
     targets = {name: each for name, each in after.targets.items() if name not in ruling.allowed}
-    findings = [
-        await _finding(source, name, old_tree, new_tree, before.held.get(name), after.held.get(name))
-        for name in sorted({*_touched(old_tree, new_tree), *after.held})
-    ]
+    freed = {name for name in before.held.keys() - after.held.keys() if name in new_tree.policies}
+    same = _same(old_tree, new_tree)
+    findings = []
+    for name in sorted({*_touched(left, changed), *after.held, *freed}):
+        held, former = after.held.get(name), before.held.get(name)
+        found = await _finding(source, name, left, changed)
+        findings.append(
+            replace(
+                found,
+                reason=held.reason if held else "",
+                errors=held.errors if held else (),
+                before=held is not None and former is not None and same(name),
+                blocked=name in ruling.blocked,
+            )
+        )
     return Compared(
         findings=tuple(findings),
-        resolution=after,
-        tree=new_tree,
+        old=State(pair.old, old_tree, before, before.targets),
+        new=State(pair.new, new_tree, after, targets),
         blocked=ruling.blocked,
         blocked_reason=ruling.message,
-        old_bundle=await _bundle(source, before.targets),
-        new_bundle=await _bundle(source, targets),
+        notes=tuple(_notes(pair, before)),
     )
 
 
+def _notes(pair: Pair, before: Resolution) -> Iterator[str]:
+    if before.held and not pair.whole:
+        yield (
+            f"the clone is shallow, so the last good version of what is held without the change "
+            f"({', '.join(sorted(before.held))}) is not known, nor what breaks it: fetch the whole history"
+        )
+    if pair.conflicts:
+        yield (
+            f"the branch has moved on and the change cannot be merged with it ({', '.join(pair.conflicts[:5])}): "
+            "it is judged as if the branch had not; rebase it"
+        )
+
+
 def _touched(old: Tree, new: Tree) -> set[str]:
-    """Policies whose published files differ, and impossible ones."""
-    names = {str(name) for name in old.policies.keys() | new.policies.keys()}
-    changed = {name for name in names if old.policies.get(_name(name)) != new.policies.get(_name(name))}
-    return changed | {str(raw) for raw in new.invalid if raw not in old.invalid}
+    """Policies whose published files differ, and impossible ones that come or go."""
+    same = _same(old, new)
+    return {str(name) for tree in (old, new) for name in (*tree.policies, *tree.invalid) if not same(str(name))}
 
 
-def _name(text: str) -> PolicyName:
-    return policy_name(text)
+def _same(old: Tree, new: Tree) -> Callable[[str], bool]:
+    """Whether both trees have the same of a name, as far as can be told without reading."""
+
+    def same(name: str) -> bool:
+        policy = PolicyName(name)
+        return old.policies.get(policy) == new.policies.get(policy) and old.invalid.get(name) == new.invalid.get(name)
+
+    return same
 
 
 def _live(targets: Mapping[PolicyName, Target]) -> LiveState:
@@ -86,36 +127,21 @@ def _live(targets: Mapping[PolicyName, Target]) -> LiveState:
     return LiveState(revision=1, policies=policies)
 
 
-async def _finding(
-    source: Source, name: str, old: Tree, new: Tree, held_before: Held | None, held: Held | None
-) -> PolicyFinding:
-    try:
-        policy = policy_name(name)
-    except ValueError:  # the raw path of an impossible name
-        errors = held.errors if held else ()
-        return PolicyFinding(
-            name, Operation.CREATE, held.reason if held else "", errors, before=held_before is not None
-        )
+async def _finding(source: Source, name: str, old: Tree, new: Tree) -> PolicyFinding:
+    """What the change does to a policy, or to a path that is none."""
+    policy = PolicyName(name)
     before, after = old.policies.get(policy), new.policies.get(policy)
     texts = [await source.read(blobs) if blobs is not None else None for blobs in (before, after)]
     rego, data, data_text = await asyncio.to_thread(_difference, policy, *texts)
-    same = before == after and (policy in old.invalid) == (policy in new.invalid)
-    return PolicyFinding(
-        policy=policy,
-        operation=_operation(policy, old, new),
-        reason=held.reason if held else "",
-        errors=held.errors if held else (),
-        before=held is not None and held_before is not None and same,
-        rego=rego,
-        data=data,
-        data_text=data_text,
-    )
+    return PolicyFinding(name, _operation(name, old, new), rego=rego, data=data, data_text=data_text)
 
 
-def _operation(policy: PolicyName, old: Tree, new: Tree) -> Operation:
-    was, is_ = (policy in tree.policies or policy in tree.invalid for tree in (old, new))
+def _operation(name: str, old: Tree, new: Tree) -> Operation:
+    was, is_ = (name in tree.policies or name in tree.invalid for tree in (old, new))
     if was and is_:
-        return Operation.NONE if old.policies.get(policy) == new.policies.get(policy) else Operation.UPDATE
+        return Operation.NONE if _same(old, new)(name) else Operation.UPDATE
+    if not was and not is_:
+        return Operation.NONE
     return Operation.CREATE if is_ else Operation.DELETE
 
 
@@ -141,8 +167,8 @@ def _parsed(data: bytes) -> dict[str, Any]:
     return strict_object(data.decode(), _NESTING)
 
 
-async def _bundle(source: Source, targets: Mapping[PolicyName, Target]) -> bytes:
-    """What an OPA would load."""
+async def bundle(source: Source, targets: Mapping[PolicyName, Target]) -> bytes:
+    """What an OPA would load of them."""
     policies = {}
     for name, target in targets.items():
         blobs = target.blobs

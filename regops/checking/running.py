@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from reconciler.core.errors import StalledError
 from reconciler.core.guards import Limits
+from reconciler.core.ports import Source
 from reconciler.settings import Settings
 from regops import compose
-from regops.checking.findings import Review
-from regops.checking.rego_tests import run_tests
+from regops.checking.findings import Review, Tests
+from regops.checking.rego_tests import marked, measure, run_tests
 from regops.checking.replay import replay
-from regops.checking.reviewing import compare
+from regops.checking.reviewing import Compared, State, bundle, compare
+from regops.checking.tested import Tested, files_of
+from regops.revisions import TestFiles, open_pair
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,11 +39,11 @@ async def review(settings: Settings, wanted: Wanted, say: Callable[[str], None],
     guard = settings.guard
     limits = Limits(ratio=guard.ratio, floor=guard.floor, cap=guard.cap)
     opa = compose.opa_binary(settings)
-    places = compose.open_pair(settings, wanted.folder, path=wanted.path, base=wanted.base, head=wanted.head)
-    async with places as (source, pair, files), compose.open_judge(settings, source) as judge:
+    places = open_pair(settings, wanted.folder, path=wanted.path, base=wanted.base, head=wanted.head)
+    async with places as (source, pair, test_files), compose.open_judge(settings, source) as judge:
         say(f"comparing with {pair.base[:12]}")
-        found = await compare(source, judge, pair.old, pair.new, limits)
-        if not found.tree.found and not found.blocked:
+        found = await compare(source, judge, pair, limits)
+        if not found.new.tree.found and not found.blocked:
             raise StalledError(
                 f"there is no folder {wanted.path!r} in {wanted.head or wanted.folder}",
                 reason="NoPolicies",
@@ -49,29 +52,48 @@ async def review(settings: Settings, wanted: Wanted, say: Callable[[str], None],
         tests = None
         if wanted.tests:
             say("running the Rego unit tests")
-            tests = await run_tests(opa, files)
+            tests = await _tests(settings, opa, source, found, test_files)
         replayed = None
         if wanted.replay:
             say("replaying recorded decisions")
             replayed = await replay(
                 opa,
-                (found.old_bundle, found.new_bundle),
+                (await bundle(source, found.old.targets), await bundle(source, found.new.targets)),
                 wanted.replay,
                 limit=wanted.replay_limit,
                 examples=wanted.examples,
                 progress=tick,
             )
+    tree = found.new.tree
     return Review(
         base=pair.base,
         head=pair.head,
-        path=wanted.path,
-        total=len(found.tree.policies) + sum(1 for name in found.tree.invalid if name not in found.tree.policies),
+        tip=pair.tip,
+        path=pair.path,
+        total=len(tree.policies) + sum(1 for name in tree.invalid if name not in tree.policies),
+        notes=found.notes,
         policies=found.findings,
-        warnings=found.resolution.warnings,
-        ignored=found.tree.ignored,
+        warnings=found.new.resolution.warnings,
+        ignored=tree.ignored,
         blocked=tuple(found.blocked),
         blocked_reason=found.blocked_reason,
         tests=tests,
         min_coverage=wanted.min_coverage,
         replay=replayed,
     )
+
+
+async def _tests(settings: Settings, opa: Path, source: Source, found: Compared, test_files: TestFiles) -> Tests:
+    """The tests of what would be live. What fails is asked of the branch too: who did not break it need not mend it."""
+
+    async def files(state: State) -> Tested:
+        return await files_of(source, state.targets, await test_files(state.commit), state.resolution.held)
+
+    refused = settings.policy.refused_builtins
+    new = await files(found.new)
+    tests = await run_tests(opa, new, refused)
+    if tests.failures or tests.error:
+        tests = marked(tests, await run_tests(opa, await files(found.old), refused))
+    if tests.spoiled or tests.error:
+        return tests
+    return replace(tests, coverage=await measure(opa, new.without({each.file for each in tests.failures}), refused))

@@ -7,7 +7,7 @@ from typing import Any
 
 from api.texts import dump
 from reconciler.core.model import FileError
-from regops.checking.findings import Flips, Operation, PolicyFinding, Replay, Review
+from regops.checking.findings import Flips, Operation, PolicyFinding, Replay, Review, Tests
 from regops.commands.table import table
 
 
@@ -27,16 +27,31 @@ def summary(review: Review) -> str:
     """One line."""
     changed = [each for each in review.policies if each.operation is not Operation.NONE]
     words = [f"{_number(len(changed), 'policy', 'policies')} of {review.total} changed"]
-    words += [f"{len(review.invalid)} would be held"] if review.invalid else ["all would go live"] if changed else []
-    tests = review.tests
-    if tests is not None:
-        ran = _number(tests.total, "test", "tests")
-        words.append("tests could not be run" if tests.error else f"{len(tests.failures)} of {ran} failed")
+    if review.invalid:
+        words.append(f"{len(review.invalid)} would be held")
+    if review.blocked:
+        words.append(f"{_number(len(review.blocked), 'deletion', 'deletions')} would wait for a person")
+    if changed and not (review.invalid or review.blocked):
+        words.append("all would go live")
+    if review.tests is not None:
+        words += _of_tests(review.tests)
     if review.uncovered:
         words.append(f"{len(review.uncovered)} covered by less than {review.min_coverage:g} %")
     if review.replay is not None:
         words.append(f"{review.replay.flips} of {_number(review.replay.inputs, 'input', 'inputs')} flip")
     return f"{'Passed' if review.passed else 'Failed'}: {', '.join(words)}"
+
+
+def _of_tests(tests: Tests) -> Iterator[str]:
+    if tests.error:
+        yield f"tests could not be run{' (so before)' if tests.error_before else ''}"
+        return
+    former = sum(1 for each in tests.failures if each.before)
+    yield f"{tests.failed} of {_number(tests.total, 'test', 'tests')} failed"
+    if broken := len(tests.failures) - tests.failed:
+        yield f"{_number(broken, 'file', 'files')} of tests did not compile"
+    if former:
+        yield f"{former} of these so before"
 
 
 def _number(count: int, one: str, many: str) -> str:
@@ -49,18 +64,30 @@ def _lines(review: Review) -> Iterator[str]:
     errors += [f"{line(review, error, 'warning')} (so before)" for each in former for error in each.errors]
     errors += [line(review, each, "warning") for each in review.warnings]
     errors += [f"{review.path}/{each}: ignored: not a file that regops publishes" for each in review.ignored]
-    if review.tests is not None:
-        errors += [f"{review.path}: error: tests could not be run: {review.tests.error}"] if review.tests.error else []
-        for failure in review.tests.failures:
-            said = f": {failure.message}" if failure.message else ""
-            errors.append(f"{review.path}/{failure.file}:{failure.line}: error: {failure.name} failed{said}")
+    errors += _test_lines(review)
     if review.blocked:
         names = ", ".join(review.blocked)
         errors.append(
             f"{review.path}: warning: deletions would wait for a person, since {review.blocked_reason}: {names}"
         )
+    errors += [f"{review.path}: warning: {note}" for note in review.notes]
     if errors:
         yield "\n".join(errors)
+
+
+def _test_lines(review: Review) -> Iterator[str]:
+    tests = review.tests
+    if tests is None:
+        return
+    if tests.error:
+        yield f"{review.path}: {_kind(before=tests.error_before)}: tests could not be run: {tests.error}"
+    for each in tests.failures:
+        suffix = " (so before)" if each.before else ""
+        yield f"{review.path}/{each.file}:{each.line}: {_kind(before=each.before)}: {each.said}{suffix}"
+
+
+def _kind(*, before: bool) -> str:
+    return "warning" if before else "error"
 
 
 def line(review: Review, error: FileError, kind: str) -> str:
@@ -90,6 +117,8 @@ def verdict(each: PolicyFinding) -> str:
     """In a few words."""
     if each.held:
         return f"held: {each.reason}{' (so before)' if each.before else ''}"
+    if each.blocked:
+        return "deletion blocked"
     return "deleted" if each.operation is Operation.DELETE else "live"
 
 

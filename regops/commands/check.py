@@ -24,6 +24,8 @@ from regops.checking.markdown import as_markdown
 from regops.checking.running import Wanted, review
 from regops.checking.text import as_text
 from regops.commands.errors import one_line
+from regops.commands.places import inside
+from regops.revisions import open_snapshot
 
 
 @click.command(
@@ -51,7 +53,7 @@ A pull request, or any two revisions:
     metavar="FOLDER",
     help="Folder of the policies inside it (setting git.path: policies).",
 )
-@click.option("--base", metavar="REV", help="Compare with where the files, or --head, left this revision.")
+@click.option("--base", metavar="REV", help="Show what changed since this revision was left; judge the merge with it.")
 @click.option("--head", metavar="REV", help="With --base: the other revision.  [default: the files in the folder]")
 @click.option("--no-tests", is_flag=True, help="With --base: leave the Rego unit tests out.")
 @click.option("--min-coverage", type=click.FloatRange(0, 100), metavar="PERCENT", help="With --base: of what changes.")
@@ -94,12 +96,13 @@ def check(
     Prints file:line:column for each error and exits with 1 when a policy is invalid. The same grammar, limits,
     namespace rules and compiler as in a server; needs the `opa` command (`make setup` builds it) and no server.
 
-    With --base it reviews a change: what it creates, updates and deletes, what it would break elsewhere, whether the
-    Rego unit tests pass and what they cover, and with --replay which recorded decisions flip. What was invalid before
-    is a warning; exit code 1 means that the change brings an error, that a test fails or covers too little.
+    With --base it reviews a change: what it creates, updates and deletes, what it would break elsewhere once it is
+    merged, whether the Rego unit tests pass and what they cover, and with --replay which recorded decisions flip. What
+    is invalid or fails without the change too is a warning, and so is a deletion that the guard would block; exit code
+    1 means that the change brings an error, that a test fails by it or covers too little.
     """
     settings = load(config)
-    path = path or settings.git.path
+    path = inside(path) if path is not None else settings.git.path
     if base is not None:
         if commit is not None:
             raise click.UsageError("--commit is for a check without --base: name the revision with --head")
@@ -121,7 +124,7 @@ def check(
 
     async def run() -> tuple[Tree, Resolution]:
         async with (
-            compose.open_snapshot(settings, folder, path=path, revision=commit) as (source, newest),
+            open_snapshot(settings, folder, path=path, revision=commit) as (source, newest),
             compose.open_judge(settings, source) as judge,
         ):
             tree = await source.tree(newest)

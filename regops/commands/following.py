@@ -23,7 +23,13 @@ class Followed:
 
     def __init__(self) -> None:
         self.document: dict[str, Any] = {}
+        self._whole = False
         self._agents: dict[str, dict[str, Any]] = {}
+
+    @property
+    def whole(self) -> bool:
+        """Whether the agents have come too, which follow the status that a server begins with."""
+        return self._whole and "conditions" in self.document
 
     def happened(self, name: str, data: Any) -> bool:
         """Take an event in; whether the document is another one since. Raises when the server ends the stream."""
@@ -35,6 +41,7 @@ class Followed:
             self._agents |= {f"{each['datacentre']}/{each['id']}": each for each in data["agents"]}
             for gone in data["removed"]:
                 self._agents.pop(gone, None)
+            self._whole = True
             self.document = {**self.document, "agents": self._listed()}
         return name in {"status", "agents"}
 
@@ -58,7 +65,7 @@ async def follow(target: Target) -> AsyncIterator[dict[str, Any]]:
                 raise await refused(url, answer)
             async for events in _events(answer.content):
                 changed = [followed.happened(name, data) for name, data in events]
-                if any(changed) and "conditions" in followed.document:
+                if any(changed) and followed.whole:
                     yield followed.document
     except (aiohttp.ClientError, TimeoutError, ValueError) as error:
         raise _lost(url, f"{type(error).__name__}") from error

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
 from pathlib import Path
 
 import click
@@ -41,9 +43,12 @@ Examples:
     metavar="FOLDER",
     help="The mirror itself.  [default: mirror.git below server.state]",
 )
+@click.option("--json", "as_json", is_flag=True, help="Print what was written as JSON.")
 @target_options
 @one_line
-def export(target: Target, folder: Path, branch: str | None, commit: str | None, place: Path | None) -> None:
+def export(
+    target: Target, folder: Path, branch: str | None, commit: str | None, place: Path | None, *, as_json: bool
+) -> None:
     """Write a replica's mirror as a bare repository into FOLDER, from which a lost remote is restored.
 
     To be run on the replica's machine. Needs neither the remote nor etcd, and may be run beside a working server. Every
@@ -59,6 +64,11 @@ def export(target: Target, folder: Path, branch: str | None, commit: str | None,
         say=lambda step: click.echo(f"mirror: {step}", err=True),
     )
     head = done.head
+    if as_json:
+        counts = {"commits": done.commits, "policies": done.policies}
+        written = {"folder": str(folder), "branch": branch or settings.branch, **counts, "head": asdict(head)}
+        click.echo(json.dumps(written, indent=2, ensure_ascii=False))
+        return
     click.echo(
         f"{folder}: branch {branch or settings.branch} at {head.commit} "
         f"({head.committed_at}, {head.author}: {head.subject})\n"

@@ -188,18 +188,20 @@ Example:
 )
 @click.argument("agent")
 @click.option("--datacentre", metavar="NAME", help="Needed when two datacentres have an agent of this name.")
+@click.option("--json", "as_json", is_flag=True, help="Print which one is forgotten as JSON.")
 @target_options
 @one_line
-def forget(target: Target, agent: str, datacentre: str | None) -> None:
+def forget(target: Target, agent: str, datacentre: str | None, *, as_json: bool) -> None:
     """Drop the last receipt of an AGENT that is gone for good, so that it no longer counts.
 
     An agent that is alive is refused: it would report again. One that is silent for 7 days is left out by itself.
     """
-    asyncio.run(_forget(target, agent, datacentre))
-    click.echo(f"{agent} is forgotten")
+    place, _, name = asyncio.run(_forget(target, agent, datacentre)).partition("/")
+    click.echo(json.dumps({"forgotten": {"id": name, "datacentre": place}}) if as_json else f"{agent} is forgotten")
 
 
-async def _forget(target: Target, agent: str, datacentre: str | None) -> None:
+async def _forget(target: Target, agent: str, datacentre: str | None) -> str:
+    """``<datacentre>/<id>`` of what was dropped."""
     settings = target.settings()
     keys = compose.keyspace(settings.etcd)
     async with compose.open_store(settings.etcd) as store:
@@ -217,3 +219,4 @@ async def _forget(target: Target, agent: str, datacentre: str | None) -> None:
         if f"{keys.alives}{found[0]}" in {kv.key for kv in alive}:
             raise StalledError(f"{found[0]} is alive and would report again", remedy="Stop it first.")
         await store.commit(Transaction((), (Delete(f"{keys.receipts}{found[0]}"),)))
+        return found[0]

@@ -45,6 +45,8 @@ def status_page(status: Mapping[str, Any]) -> str:
         commit = (status["last_attempted_revision"] or "").rpartition(":")[2]
         lines += ["", "Deletions that wait for a person:", *(f"  {name}" for name in status["blocked_deletions"])]
         lines.append(f"If they are meant: regops sync --confirm {commit}")
+    if status.get("warnings"):
+        lines += ["", "Warnings:", *(f"  {text}" for text in status["warnings"][:_SHOWN])]
     if status["ignored_files"]:
         lines += ["", f"Ignored files: {', '.join(status['ignored_files'][:_SHOWN])}"]
     if status.get("foreign_keys"):
@@ -270,7 +272,7 @@ def age(text: str) -> str:
 
 def _suspension(word: Mapping[str, Any] | None) -> str:
     """Who, when and why; nothing where the server does not tell or the record cannot be read."""
-    if not word or not word["by"]:
+    if not word or not word.get("by"):
         return ""
     return f" (by {word['by']} at {word['at']}{': ' if word['reason'] else ''}{word['reason']})"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import click
@@ -30,6 +31,7 @@ Examples:
 @click.option("--aud", metavar="NAME", help="Audience.  [default: the one that `regops dev` expects]")
 @click.option("--iss", metavar="URL", help="Issuer.  [default: the one that `regops dev` expects]")
 @click.option("--state", type=click.Path(path_type=Path), help="Folder of the `regops dev`.  [default: as for dev]")
+@click.option("--json", "as_json", is_flag=True, help="Print the token and its claims as JSON.")
 @click.pass_context
 @one_line
 def token(
@@ -45,6 +47,7 @@ def token(
     aud: str | None,
     iss: str | None,
     state: Path | None,
+    as_json: bool,
 ) -> None:
     """Print one token of the local issuer.
 
@@ -65,4 +68,4 @@ def token(
         iss=issuer.ISS if iss is None else iss,
         extra=extra,
     )
-    click.echo(minted)
+    click.echo(json.dumps({"token": minted, "claims": issuer.claims_of(minted)}) if as_json else minted)

@@ -139,11 +139,18 @@ class _ByServer:
             ready=_condition(ready) if ready else None,
             attempted=_commit(document["last_attempted_revision"]),
             applied=_commit(document["last_applied_revision"]),
-            suspended=Suspended(**document["suspension"]) if document.get("suspension") else None,
+            suspended=_suspended(document),
             blocked_deletions=tuple(document["blocked_deletions"]),
             foreign_keys=tuple(document.get("foreign_keys", ())),
             led=document.get("leader") is not None,
         )
+
+
+def _suspended(document: dict[str, Any]) -> Suspended | None:
+    """Also where the server does not tell who did it and why."""
+    told = document.get("suspension") or {}
+    words = {name: told.get(name) or "" for name in ("by", "reason", "at")}
+    return Suspended(**words) if document["suspended"] else None
 
 
 def _condition(document: dict[str, Any]) -> Condition:

@@ -18,6 +18,7 @@ from reconciler.core.errors import StalledError, StoreError, UnknownOutcomeError
 from reconciler.core.ports import Delete, Put, Range, StoreHealth, StoreWarning, Transaction
 from reconciler.metrics import StoreMetrics
 
+GIB = 2**30
 QUOTA = 4 * 2**20
 
 
@@ -144,6 +145,27 @@ async def test_alarms_and_other_findings_of_etcd_are_in_words() -> None:
         "no leader",
     ]
     assert "etcdctl alarm disarm" in alarms[1]
+
+
+@pytest.mark.parametrize(
+    ("size", "told", "quota", "full"),
+    [
+        (1000, 0, 2 * GIB, False),
+        (int(1.9 * GIB), 0, 2 * GIB, True),
+        (3 * GIB, 0, 0, False),
+        (3 * GIB, 8 * GIB, 8 * GIB, False),
+        (7 * GIB, 8 * GIB, 8 * GIB, True),
+        (7 * GIB, -1, 0, False),
+    ],
+)
+async def test_an_etcd_that_does_not_tell_its_quota_has_the_default_one(
+    size: int, told: int, quota: int, full: bool
+) -> None:
+    """etcd 3.5 tells none: no alert could fire while it filled up."""
+    async with scripted_etcd(Script(size=size, quota=told)) as etcd, connected(etcd.endpoint) as store:
+        health = await store.health()
+    assert health.quota == quota
+    assert [warning.kind for warning in health.warnings] == (["size"] if full else [])
 
 
 async def test_an_etcd_that_keeps_every_revision_is_told_how_to_forget(store: EtcdStore) -> None:

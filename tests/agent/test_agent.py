@@ -7,6 +7,8 @@ import contextlib
 import json
 import time
 from collections.abc import AsyncIterator
+from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -17,12 +19,14 @@ from prometheus_client import CollectorRegistry
 
 from reconciler.adapters.etcd import EtcdStore
 from reconciler.agent.agent import Agent, AgentConfig
+from reconciler.agent.disk import Disk
 from reconciler.agent.opa_config import opa_config
 from reconciler.agent.scope import ALL, Scope
 from reconciler.core.keyspace import Keyspace
 from reconciler.core.model import Content
 from reconciler.core.ports import KeyValueStore, Range
 from reconciler.core.records import Receipt
+from reconciler.core.tracing import NO_TRACER, Attribute, NoTracer, Tracer, traceparent
 
 SECONDS = 15
 BROKEN = b"package projects.a\n\nvalue := {\n"
@@ -40,7 +44,9 @@ class Site:
         self._ports: list[int] = []
 
     @contextlib.asynccontextmanager
-    async def agent(self, scope: Scope = ALL, min_opa_version: str | None = None) -> AsyncIterator[Agent]:
+    async def agent(
+        self, scope: Scope = ALL, min_opa_version: str | None = None, tracer: Tracer = NO_TRACER
+    ) -> AsyncIterator[Agent]:
         """An agent on the same port and folder each time."""
         self.registry = CollectorRegistry()
         config = AgentConfig(
@@ -51,7 +57,8 @@ class Site:
             scope=scope,
             min_opa_version=min_opa_version,
         )
-        async with Agent(self.store, config, keyspace=self.leader.keys, registry=self.registry).running() as agent:
+        whole = Agent(self.store, config, keyspace=self.leader.keys, registry=self.registry, tracer=tracer)
+        async with whole.running() as agent:
             if not self._ports:
                 self._ports.append(int(agent.url.rpartition(":")[2]))
                 self.opa.config = opa_config(agent.url)
@@ -290,3 +297,110 @@ async def test_a_restarted_agent_goes_back_to_no_older_commit_than_its_copy(
         await restored.apply(platform=rego("platform", 3))
         await site.until_enforced(restored.applied.commit)
         assert await site.opa.query("platform/value") == 3
+
+
+# --- traces ----------------------------------------------------------------------------------------------------------
+
+
+class Spans(NoTracer):
+    """Keeps what is recorded: name and trace id of each."""
+
+    enabled = True
+
+    def __init__(self) -> None:
+        self.found: list[tuple[str, str]] = []
+
+    def record(
+        self,
+        name: str,
+        start: datetime,
+        end: datetime,
+        parent: str | None = None,
+        *,
+        link: str | None = None,
+        **attributes: Attribute,
+    ) -> None:
+        assert link is None
+        assert start.tzinfo is not None
+        assert end.tzinfo is not None
+        assert attributes["regops__agent"] == "one"
+        self.found.append((name, parent[3:4] if parent and parent == traceparent(parent) else "malformed"))
+
+    def of(self, digit: str) -> list[str]:
+        return [name for name, trace in self.found if trace == digit]
+
+
+WAY = ["regops.agent.read", "regops.agent.serve", "opa.activate"]
+
+
+def traced(leader: Leader, digit: object, at: str | None = None) -> None:
+    """From now on commits are applied in this trace, and at this time."""
+    trace = f"00-{digit * 32}-{'2' * 16}-01" if isinstance(digit, str) else digit
+    now = datetime.now(UTC).isoformat()
+    leader.applied = replace(leader.applied, trace=trace, at=now if at is None else at)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("trace", "at"),
+    [("nonsense", None), (7, None), ("3", "yesterday"), ("3", 5), ("3", "2026-01-01T00:00:00"), ("", "")],
+)
+async def test_a_trace_or_time_that_is_none_costs_a_trace_and_nothing_else(site: Site, trace: object, at: str) -> None:
+    """Where somebody traced, the agent ended with the first `applied` whose time or trace it could not read, and again
+    after each restart."""
+    spans = Spans()
+    first = await site.leader.apply(platform=rego("platform", 1))
+    async with site.agent(tracer=spans):
+        await site.until_enforced(first.commit)
+        traced(site.leader, trace, at)
+        odd = await site.leader.apply(platform=rego("platform", 2))
+        await site.until_enforced(odd.commit)
+        same = await site.leader.apply()  # its content is served already: the proof comes with the offer
+        await site.until_enforced(same.commit)
+        traced(site.leader, "4")
+        sound = await site.leader.apply(platform=rego("platform", 3))
+        await site.until_enforced(sound.commit)
+    assert spans.of("4") == WAY
+    assert "regops.agent.read" not in spans.of("3"), "nobody knows when that began"
+    assert spans.of("malformed") == []
+
+
+async def test_what_an_agent_finds_at_its_start_is_no_part_of_a_trace(site: Site) -> None:
+    """An agent that was started days after the last commit told of a span of days."""
+    traced(site.leader, "3", "2026-01-01T00:00:00Z")
+    spans = Spans()
+    old = await site.leader.apply(platform=rego("platform", 1))
+    async with site.agent(tracer=spans):
+        await site.until_enforced(old.commit)
+    async with site.agent(tracer=spans):
+        await site.until_enforced(old.commit)
+        assert spans.found == []
+        traced(site.leader, "4")
+        new = await site.leader.apply(platform=rego("platform", 2))
+        await site.until_enforced(new.commit)
+    assert spans.of("4") == WAY
+    async with site.agent(tracer=spans):
+        await site.until_enforced(new.commit)
+    assert len(spans.found) == len(WAY), "what OPA has from before the restart is not told again"
+
+
+async def test_a_restart_between_disk_and_proof_does_not_lose_the_trace(site: Site) -> None:
+    """The bundle on disk has no trace, and what etcd said of the same commit afterwards was not looked at."""
+    spans = Spans()
+    first = await site.leader.apply(platform=rego("platform", 1))
+    async with site.agent(tracer=spans):
+        await site.until_enforced(first.commit)
+        await site.opa.kill()
+        traced(site.leader, "4")
+        second = await site.leader.apply(platform=rego("platform", 2))
+
+        async def saved() -> bool:
+            found = await asyncio.to_thread(Disk(site.folder).load)
+            return found is not None and found.commit == second.commit
+
+        await eventually(saved)
+    assert spans.found == []
+    async with site.agent(tracer=spans) as agent:
+        await eventually(lambda: agent.mirror.state is not None)
+        await site.opa.start()
+        await site.until_enforced(second.commit)
+    assert spans.of("4") == WAY[1:], "it was read by the process before"

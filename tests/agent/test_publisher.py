@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
+from datetime import datetime
 from time import monotonic
 
 from agent.leader import AT, keyspace_of
@@ -20,13 +21,15 @@ from reconciler.metrics import AgentMetrics
 class Desk:
     """A publisher at work, the receipt that it is asked for, and what etcd has."""
 
-    def __init__(self, store: KeyValueStore, keyspace: Keyspace) -> None:
+    def __init__(self, store: KeyValueStore, keyspace: Keyspace, repeat_every: float = 3600.0) -> None:
         self.store = store
         self.keys = keyspace
         self.receipt = Receipt("one", "east", "all", "none", AT)
         self.changed = Pulse()
         metrics = AgentMetrics(CollectorRegistry())
-        publisher = Publisher(store, keyspace, lambda: self.receipt, self.changed, metrics, renew_every=0.05)
+        publisher = Publisher(
+            store, keyspace, lambda: self.receipt, self.changed, metrics, renew_every=0.05, repeat_every=repeat_every
+        )
         self.tasks = [asyncio.create_task(publisher.run_receipts()), asyncio.create_task(publisher.run_alive())]
 
     def say(self, revision: str | None) -> None:
@@ -80,6 +83,39 @@ async def test_a_lost_lease_is_granted_anew_and_the_receipt_written_again(store:
     await desk.stop()
     assert await desk.alive() is None
     assert await desk.written() is not None
+
+
+async def test_a_receipt_says_when_the_agent_was_seen_last_and_is_not_written_for_that_alone(
+    store: EtcdStore, prefix: str
+) -> None:
+    desk = Desk(store, keyspace_of(prefix))
+    await eventually(lambda: desk.shows("none"))
+    await eventually(desk.alive)  # which repeats the receipt once
+    desk.say("1" * 40)
+    await eventually(lambda: desk.shows("1" * 40))
+    before = (await store.read()).revision
+    for _ in range(50):
+        desk.changed.beat()
+        await asyncio.sleep(0)
+    desk.say("2" * 40)
+    await eventually(lambda: desk.shows("2" * 40))
+    assert (await store.read()).revision == before + 1
+    await desk.stop()
+
+
+async def test_an_unchanged_receipt_is_repeated_with_a_later_time(store: EtcdStore, prefix: str) -> None:
+    desk = Desk(store, keyspace_of(prefix), repeat_every=0.05)
+    times: set[datetime] = set()
+
+    async def later() -> bool:
+        found = await desk.written()
+        seen_at = Receipt.decode(found.value).seen_at if found else None
+        times.update([datetime.fromisoformat(seen_at)] if seen_at else [])
+        return len(times) > 2
+
+    await eventually(later)
+    assert all(at.tzinfo for at in times)
+    await desk.stop()
 
 
 async def test_what_happened_while_etcd_was_away_is_written_when_it_is_back(etcd: EtcdServer) -> None:

@@ -207,3 +207,17 @@ async def test_an_event_that_was_written_before_the_crash_is_not_written_again(w
         assert [event["id"] for event in replica.audit()] == ["a1"]
     finally:
         await replica.stop()
+
+
+async def test_what_nobody_offers_is_no_action_whoever_asks_for_it(replica: Replica) -> None:
+    """Each path under /admin/ that a stranger made up was an audit event of an action of that name, and a child of the
+    metric for ever."""
+    for number in range(20):
+        asked = [await replica.call("POST", f"/admin/made-up-{number}", bearer=bearer) for bearer in ("", None)]
+        assert [each.status for each in asked] == [401, 404]
+    lines = (await replica.get("/metrics")).body.splitlines()
+    children = [line for line in lines if line.startswith("regops_audit_events_total{")]
+    assert not [line for line in children if "made-up" in line]
+    assert not [found for found in replica.audit() if "made-up" in found["action"]]
+    await replica.call("POST", "/admin/suspend", {"reason": "x"}, bearer="", X_Request_ID="still-told")
+    assert event(replica, "still-told")["action"] == "suspend"

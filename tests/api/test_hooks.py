@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import hashlib
 import hmac
 import json
@@ -18,13 +19,16 @@ from fixtures.etcd import EtcdServer, eventually
 from fixtures.git import Remote
 from fixtures.replicas import Answer, Replica, World, open_world, rego
 
-from api.hooks import PROVIDERS, Secrets, normal
+from api.hook_proofs import PROVIDERS
+from api.hook_secrets import Secrets
+from api.hooks import normal
 from reconciler.core.errors import StalledError
 from reconciler.settings import GitSettings, HooksSettings
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 OLD, NEW = "old-secret-0123456789", "new-secret-0123456789"
+SIGNING = "whsec_" + base64.b64encode(bytes(range(32))).decode()
 HOST = "https://git.example.org/Platform/policies.git"
 
 GITHUB = {
@@ -60,7 +64,7 @@ async def replica(tmp_path_factory: pytest.TempPathFactory, etcd_server: EtcdSer
     """It polls so rarely that only a hook lets it look."""
     folder = tmp_path_factory.mktemp("hooks")
     secrets = folder / "secrets"
-    secrets.write_text(f"{OLD}\n\n{NEW}\n")
+    secrets.write_text(f"{OLD}\n\n{NEW}\n{SIGNING}\n")
     async with open_world(folder, etcd_server) as world:
         git = GitSettings(remote=world.remote.url, poll_interval=3600)
         hooks = HooksSettings(secrets_file=secrets, repositories=(HOST,))
@@ -127,6 +131,69 @@ async def test_a_signature_is_of_the_very_bytes(replica: Replica) -> None:
     form = f"payload={quote(json.dumps(GITHUB))}".encode()
     sent = await send(replica, "github", form, Content_Type="application/x-www-form-urlencoded")
     assert (sent.status, sent.body["result"]) == (202, "looking")
+
+
+def signed(body: bytes, token: str = SIGNING, sent: str = "1774000000") -> dict[str, str]:
+    """The headers of GitLab's signed webhooks, by the Standard Webhooks."""
+    key = base64.b64decode(token.removeprefix("whsec_"))
+    proof = hmac.new(key, b"a-uuid." + sent.encode() + b"." + body, hashlib.sha256).digest()
+    signature = f"v1,{base64.b64encode(proof).decode()}"
+    return {"webhook_id": "a-uuid", "webhook_timestamp": sent, "webhook_signature": signature}
+
+
+async def gitlab(replica: Replica, body: bytes, **headers: str) -> int:
+    """The answer to a hook of GitLab without a secret token, unless one is given."""
+    given = {name.replace("_", "-"): value for name, value in headers.items()}
+    own = {"X-Gitlab-Event": "Push Hook", **given}
+    return (await replica.call("POST", "/hooks/gitlab", body, bearer="", **own)).status
+
+
+async def test_a_signature_is_that_of_the_standards_own_example() -> None:
+    """standard-webhooks, libraries: the same secret, id, time and body in each of their tests."""
+    found = {
+        "webhook-id": "msg_p5jXN8AQM9LWM0D4loKWxJek",
+        "webhook-timestamp": "1614265330",
+        "webhook-signature": "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE=",
+    }
+    secret = b"whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
+    proven = PROVIDERS["gitlab"].proof
+    assert proven(found, b'{"test": 2432232314}', secret)
+    assert not proven(found, b'{"test": 2432232315}', secret)
+
+
+async def test_gitlabs_signature_is_of_id_time_and_the_very_bytes(replica: Replica) -> None:
+    """A hook with a signing token and no secret token was refused."""
+    body = json.dumps(GITLAB).encode()
+    sound = signed(body)
+    assert await gitlab(replica, body, **sound) == 202
+    older = "v1,AAAA v1a,BBBB "
+    assert await gitlab(replica, body, **{**sound, "webhook_signature": older + sound["webhook_signature"]}) == 202
+    for changed in (body[:-1], body + b" ", body.replace(b"main", b"mail")):
+        assert await gitlab(replica, changed, **sound) == 401
+    forged = {
+        "webhook_id": ("another", ""),
+        "webhook_timestamp": ("1774000001", ""),
+        "webhook_signature": (
+            *("", "v1,", "v1", sound["webhook_signature"][:-4], sound["webhook_signature"].removeprefix("v1,")),
+            *("v2" + sound["webhook_signature"][2:], "v1,\u00e4", sound["webhook_signature"].upper()),
+        ),
+    }
+    for name, values in forged.items():
+        for value in values:
+            assert await gitlab(replica, body, **{**sound, name: value}) == 401, (name, value)
+    for name in ("webhook_id", "webhook_timestamp"):
+        assert await gitlab(replica, body, **{key: value for key, value in sound.items() if key != name}) == 401
+    other = "whsec_" + base64.b64encode(bytes(32)).decode()
+    assert await gitlab(replica, body, **signed(body, other)) == 401
+    assert await gitlab(replica, body, **signed(body, base64.b64encode(NEW.encode()).decode())) == 401
+
+
+async def test_a_signature_that_is_wrong_is_not_made_good_by_the_token_beside_it(replica: Replica) -> None:
+    body = json.dumps(GITLAB).encode()
+    assert await gitlab(replica, body, X_Gitlab_Token=SIGNING) == 202, "a line serves both"
+    assert await gitlab(replica, body, X_Gitlab_Token=NEW, **signed(body)) == 202
+    assert await gitlab(replica, body, X_Gitlab_Token=NEW, **signed(body + b" ")) == 401
+    assert await gitlab(replica, body, X_Gitlab_Token=NEW, webhook_signature="") == 401
 
 
 @pytest.mark.parametrize("provider", ["github", "gitlab", "gitea"])
@@ -207,13 +274,53 @@ async def test_secrets_are_exchanged_without_a_restart(tmp_path: Path) -> None:
     assert secrets.now() == [OLD.encode()]
     file.write_text(f"{OLD}\n{NEW}")
     assert secrets.now() == [OLD.encode(), NEW.encode()]
-    for text, why in (("", "has no secret"), ("short\n", "less than 16")):
+    for text, why in (
+        ("", "has no secret"),
+        ("short\n", "less than 16"),
+        ("whsec_not-base64-at-all!\n", "signing token"),
+    ):
         (tmp_path / "bad").write_text(text)
         with pytest.raises(StalledError, match=why):
             Secrets(tmp_path / "bad")
     with pytest.raises(StalledError, match="cannot be read"):
         Secrets(tmp_path / "nowhere")
     assert Secrets(None).now() == ()
+
+
+@pytest.mark.parametrize("damage", ["emptied", "cut", "lost"])
+async def test_secrets_that_are_lost_go_on_counting_and_are_told_of_once(
+    tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An emptied file turned every hook off, and told strangers the path of it in a 503."""
+    file, counted = tmp_path / "secrets", list[str]()
+    file.write_text(OLD)
+    secrets = Secrets(file, unusable=lambda: counted.append(damage))
+    if damage == "lost":
+        file.unlink()
+    else:
+        file.write_text("" if damage == "emptied" else "cut")
+    assert [secrets.now() for _ in range(3)] == [[OLD.encode()]] * 3
+    assert counted == [damage]
+    assert len([each for each in caplog.records if each.message == "hook secrets kept as they were"]) == 1
+    file.write_text(NEW)
+    assert secrets.now() == [NEW.encode()]
+    file.write_text("")
+    assert (secrets.now(), len(counted)) == ([NEW.encode()], 2)
+
+
+async def test_an_emptied_file_of_secrets_keeps_hooks_going_and_tells_strangers_nothing(
+    world: World, tmp_path: Path
+) -> None:
+    file = tmp_path / "secrets"
+    file.write_text(NEW)
+    hooks = HooksSettings(secrets_file=file, repositories=(HOST,))
+    async with world.replica(reconciler=False, hooks=hooks) as other:
+        await asyncio.to_thread(file.write_text, "")
+        forged = await send(other, "github", GITHUB, "another-secret-0123456789")
+        assert (forged.status, str(file) in str(forged.body)) == (401, False)
+        assert (await send(other, "github", GITHUB)).status == 202
+        text = (await other.get("/metrics", bearer="")).body
+        assert "regops_hook_secrets_unusable_total 1.0" in text
 
 
 @pytest.mark.parametrize(

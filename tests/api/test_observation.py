@@ -127,6 +127,19 @@ async def test_what_has_not_changed_is_not_sent_again(
     await agent.forget()
 
 
+@pytest.mark.parametrize(
+    "path", ["/status", "/status/policies", "/status/policies/alpha", "/fleet", "/history", "/trace?policy=alpha"]
+)
+async def test_a_cache_may_name_several_etags_or_any(replica: Replica, path: str) -> None:
+    first = await replica.get(path)
+    for had in (first.etag, f"W/{first.etag}", f'"other", {first.etag}', f'W/"other",{first.etag} , "third"', "*"):
+        again = await replica.get(path, If_None_Match=had)
+        assert (again.status, again.body, again.etag) == (304, None, first.etag), had
+        assert again.headers["Vary"] == first.headers["Vary"]
+    for had in ('"other"', f'"other", {first.etag[:-2]}"', "", first.etag.strip('"')):
+        assert (await replica.get(path, If_None_Match=had)).status == 200, had
+
+
 # --- /status/policies ------------------------------------------------------------------------------------------------
 
 

@@ -14,7 +14,7 @@ from schemathesis.specs.openapi.definitions import OPENAPI_31
 from api import schemas
 from api.contract import operations
 from api.envelope import OPEN
-from api.hooks import PROVIDERS
+from api.hook_proofs import PROVIDERS
 from api.openapi import document
 
 METHODS_THAT_WRITE = {"put", "patch", "delete"}

@@ -4,63 +4,28 @@ from __future__ import annotations
 
 import json
 import re
+import threading
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
-from http.cookies import SimpleCookie
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 import pytest
 import pytest_asyncio
+from aiohttp.test_utils import make_mocked_request
 from fixtures.agents import Agent, ago
 from fixtures.etcd import eventually
+from fixtures.pages import Browser, Page
 from fixtures.replicas import Replica, World, rego
 from fixtures.tokens import token
 
+from api.ui.frame import page_aside
 from reconciler.adapters.etcd import EtcdStore
+from reconciler.core.ports import Delete, Put, Transaction
+from reconciler.core.records import Receipt
 from reconciler.settings import PageSettings
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
-
-
-@dataclass(frozen=True)
-class Page:
-    status: int
-    headers: Any
-    text: str
-    cookies: SimpleCookie
-
-    @property
-    def mark(self) -> str:
-        found = re.search(r'name="mark" value="([^"]+)"', self.text)
-        assert found is not None
-        return found[1]
-
-
-class Browser:
-    """Keeps cookies, as a browser does, and follows nothing by itself."""
-
-    def __init__(self, replica: Replica, http: aiohttp.ClientSession) -> None:
-        self.url = replica.url
-        self.http = http
-
-    async def get(self, path: str, **headers: str) -> Page:
-        return await self._send("GET", path, headers=headers)
-
-    async def post(self, path: str, fields: dict[str, str], **headers: str) -> Page:
-        return await self._send("POST", path, data=fields, headers=headers)
-
-    async def log_in(self, bearer: str) -> None:
-        form = await self.get("/login")
-        done = await self.post("/login", {"mark": form.mark, "token": bearer, "next": "/"})
-        assert done.status == 303, done.text
-
-    async def _send(self, method: str, path: str, headers: dict[str, str], **more: Any) -> Page:
-        sent = {name.replace("_", "-"): value for name, value in headers.items()}
-        url = f"{self.url}{path}"
-        async with self.http.request(method, url, headers=sent, allow_redirects=False, **more) as answer:
-            return Page(answer.status, answer.headers, await answer.text(), answer.cookies)
 
 
 @pytest_asyncio.fixture(loop_scope="module")
@@ -295,6 +260,113 @@ async def test_a_member_sees_its_own_and_the_totals(
     tried = await stranger.post("/ui/policies/projects/secret", {"mark": mark, "rule": "mark", "input": "{}"})
     assert tried.status == 403
     await agent.forget()
+
+
+async def test_of_a_pass_a_member_sees_how_many_policies_of_others_it_changed(
+    stranger: Browser, replica: Replica, world: World
+) -> None:
+    """Four were taken off the number, whether four names stood before it or none."""
+    names = [f"others-{number}" for number in range(6)]
+    files = {f"policies/projects/{name}/rego.rego": rego(name).encode() for name in (*names, "among-them")}
+    commit = world.remote.commit(files)
+    await replica.get("/policies", Policy_Min_Commit=commit)
+    files = {f"policies/projects/{name}/rego.rego": rego(name, "second").encode() for name in names}
+    await replica.get("/policies", Policy_Min_Commit=world.remote.commit(files))
+    await stranger.log_in(token(sub="ann", project="among-them"))
+
+    async def rows() -> list[str]:
+        page = (await stranger.get("/ui/history")).text
+        found = re.findall(r"<tr>\s*<td>.*?</tr>", page, re.DOTALL)[:2]
+        return [" ".join(re.sub("<[^>]+>", " ", row).split()) for row in found]
+
+    async def logged() -> bool:
+        return "6 policies of others" in (await rows())[0]
+
+    await eventually(logged)
+    said = await rows()
+    assert "projects/among-them created and 6 more" in said[1]
+    assert "others-1" not in str(said)
+
+
+async def test_a_hand_edit_is_told_as_healed(admin: Browser, replica: Replica, world: World, store: EtcdStore) -> None:
+    await written(replica, "edited", rego("edited"))
+    key = f"{world.keys.policies}projects/edited/rego.rego"
+    await store.commit(Transaction((), (Put(key, b"package projects.edited\n"),)))
+
+    async def told() -> bool:
+        return re.search(r"projects/edited</a> healed\b", (await admin.get("/ui/history")).text) is not None
+
+    await eventually(told)
+
+
+async def test_who_suspended_and_why_is_told_to_admins_only(admin: Browser, replica: Replica) -> None:
+    assert (await replica.call("POST", "/admin/suspend", {"reason": "incident at Acme"})).status == 200
+    try:
+        assert "incident at Acme" in (await admin.get("/")).text
+        async with aiohttp.ClientSession(cookie_jar=aiohttp.CookieJar(unsafe=True)) as http:
+            member = Browser(replica, http)
+            await member.log_in(token(sub="ann", project="alpha"))
+            page = (await member.get("/")).text
+        assert "<strong>Suspended</strong>" in page
+        assert "incident" not in page
+        assert "Root" not in page
+    finally:
+        await replica.call("POST", "/admin/resume", {})
+
+
+async def test_a_thousand_opas_are_shown_stragglers_first_and_counted(
+    admin: Browser, replica: Replica, world: World, store: EtcdStore
+) -> None:
+    """In the matrix the ones that are current came before those of which nothing is known: it was sorted again, by
+    the word."""
+    head, puts = (await replica.get("/status")).body["last_applied_revision"].rpartition(":")[2], []
+    for number in range(1_000):
+        commit = {7: "1" * 40, 8: None}.get(number, head)
+        receipt = Receipt(f"opa-{number:04}", "east", "all", commit, ago(60), opa_version="1.4.2")
+        puts.append(Put(f"{world.keys.receipts}east/opa-{number:04}", receipt.encode()))
+        puts.append(Put(f"{world.keys.alives}east/opa-{number:04}", b"{}"))
+    for start in range(0, len(puts), 100):
+        await store.commit(Transaction((), tuple(puts[start : start + 100])))
+    try:
+        page = (await admin.get("/")).text
+        assert "998 of 1000" in page
+        cells = re.findall(r'class="cell (\w+)">\s*<span class="name">([^<]+)', page)
+        assert cells[:3] == [("behind", "opa-0007"), ("unknown", "opa-0008"), ("current", "opa-0000")]
+        assert (len(cells), "and 600 more" in page) == (400, True)
+        last = (await admin.get("/ui/fleet?page=5")).text
+        assert ("Page 5 of 5" in last, "opa-0999" in last, "opa-0007" in last) == (True, True, False)
+        assert "800 more" in (await admin.get("/ui/policies/projects/alpha")).text
+    finally:
+        gone = [Delete(each.key) for each in puts]
+        for start in range(0, len(gone), 100):
+            await store.commit(Transaction((), tuple(gone[start : start + 100])))
+
+
+async def test_a_long_page_is_made_beside_the_event_loop() -> None:
+    """A difference of half a megabyte was drawn on it: every other request waited for that."""
+    threads = []
+
+    def facts() -> dict[str, str]:
+        threads.append(threading.get_ident())
+        return {"message": "long", "next": "/", "form": ""}
+
+    response = await page_aside(make_mocked_request("GET", "/login"), "login.html", facts)
+    assert (response.status, response.content_type) == (200, "text/html")
+    assert threads != [threading.get_ident()]
+
+
+async def test_of_a_large_difference_the_beginning_is_shown_and_what_shows_all_of_it(
+    admin: Browser, replica: Replica
+) -> None:
+    comments = "".join(f"# {number}\n" for number in range(20_000))
+    await written(replica, "large", rego("large"), data={})
+    await written(replica, "large", f"{rego('large', 'two')}{comments}", data={str(key): key for key in range(3_000)})
+    page = (await admin.get("/ui/policies/projects/large?from=1&to=2")).text
+    diff, _, after = page.partition('<h2 id="difference">')[2].partition("</pre>")
+    assert diff.count('<span class="') == 500
+    assert re.search(r"and 19\d{3} lines more", after)
+    assert "and 2500 changes more" in after
+    assert "<code>regops diff large 1 2</code> shows the whole" in after
 
 
 async def test_versions_and_their_difference_are_on_the_policys_page(admin: Browser, replica: Replica) -> None:

@@ -2,6 +2,7 @@
 
 import functools
 import http.server
+import json
 import socket
 import threading
 from collections.abc import Iterator
@@ -145,11 +146,27 @@ def test_the_unit_tests_of_a_tree_decide_the_exit_code(tmp_path: Path, capfd: py
         done = CliRunner().invoke(main, ["test", str(tmp_path)])
         return done.exit_code, done.output + capfd.readouterr().out
 
-    assert run(None) == (0, f"no tests: there is no *_test.rego below {tmp_path}/policies\n")
+    assert run(None) == (0, f"no tests: there is no *_test.rego beside a policy below {tmp_path}/policies\n")
     assert run("test_x if data.platform.x == 1") == (0, "PASS: 1/1\n")
     code, said = run("test_x if data.platform.x == 2")
     assert (code, "FAIL: 1/1" in said) == (2, True)
     assert run("test_x if }")[0] == 1
+
+
+@pytest.mark.usefixtures("opa")
+def test_the_unit_tests_of_a_tree_as_json(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    policies(tmp_path, platform__rego_rego="package platform\n\nx := 1\n")
+
+    def run() -> tuple[int, object]:
+        done = CliRunner().invoke(main, ["test", "--json", str(tmp_path)])
+        return done.exit_code, json.loads(capfd.readouterr().out)
+
+    assert run() == (0, [])
+    file = tmp_path / "policies" / "platform" / "rego_test.rego"
+    file.write_text("package platform_test\n\ntest_x if data.platform.x == 1\n\ntest_y if data.platform.x == 2\n")
+    code, found = run()
+    assert isinstance(found, list)
+    assert (code, {each["name"]: each.get("fail", False) for each in found}) == (2, {"test_x": False, "test_y": True})
 
 
 def test_the_configuration_for_opa_names_an_address_that_it_can_reach(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import stat
 from pathlib import Path
 
@@ -42,6 +43,13 @@ async def test_a_server_of_dev_believes_the_tokens_that_the_command_prints(state
         assert (member.body["projects"], member.body["admin"]) == (["billing", "orders"], False)
         bare = await api.bearing(printed(state))
         assert (bare.status, bare.body["roles"], bare.body["projects"]) == (200, [], [])
+
+
+def test_as_json_a_token_comes_with_its_claims(state: Path) -> None:
+    said = json.loads(printed(state, "--project", "billing", "--sub", "ann", "--ttl", "60", "--json"))
+    claims = said["claims"]
+    assert (claims["sub"], claims["project"], claims["exp"] - claims["iat"]) == ("ann", "billing", 60)
+    assert said["token"].count(".") == 2
 
 
 @pytest.mark.parametrize(

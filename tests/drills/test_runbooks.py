@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import shutil
 import subprocess
 import sys
@@ -225,6 +226,9 @@ async def test_a_lost_remote_is_restored_from_the_mirror_of_a_replica(tmp_path: 
             assert done.exit_code == 0, done.output
             assert last.commit in done.stdout
             assert "3 policies at its head" in done.stdout
+            said = [*words, str(tmp_path / "other.git"), "--mirror", mirror, "--json"]
+            told = json.loads((await asyncio.to_thread(CliRunner().invoke, main, said)).stdout)
+            assert (told["branch"], told["policies"], told["head"]["commit"]) == ("main", 3, last.commit)
             await asyncio.to_thread(_git, "init", "-q", "--bare", "-b", "main", str(new))
             command = says("git-remote-lost.md", "git --git-dir=policies.git push NEW-REMOTE main").split()[2:]
             push = [new.as_uri() if word == "NEW-REMOTE" else word for word in command]

@@ -162,6 +162,10 @@ def test_a_server_is_told_by_its_api_with_a_token(dev: Dev, tmp_path: Path) -> N
     assert (code, "suspended by admin" in said, "(by the API)" in said) == (1, True, True)
     assert by_server(admin, "resume") == (0, "resumed\n")
     assert by_server(admin, "resume") == (0, "was not suspended\n")
+    for command, suspended in (("suspend", True), ("resume", False)):
+        for changed in (True, False):
+            code, said = by_server(admin, command, "--json")
+            assert (code, json.loads(said)) == (0, {"suspended": suspended, "changed": changed})
     code, said = by_server(admin, "sync", "--wait", "--json")
     assert (code, json.loads(said)["ready"]["status"]) == (0, "True")
     code, said = by_server(admin, "sync", "--confirm", "1234567")
@@ -203,6 +207,8 @@ def test_an_agent_that_is_gone_counts_until_it_is_forgotten(dev: Dev) -> None:
         dev, "fleet", "forget", "nobody", code=1
     )
     assert told(dev, "fleet", "forget", "old") == "old is forgotten\n"
+    dev.etcd("put", key="/regops/agents/east/old", value=json.dumps(receipt))
+    assert document(dev, "fleet", "forget", "old") == {"forgotten": {"id": "old", "datacentre": "east"}}
     assert document(dev, "status")["health"]["status"] == "Healthy"
 
 
@@ -311,6 +317,16 @@ def test_a_person_sees_who_changed_what_and_goes_back(dev: Dev, clone: Path) -> 
     assert document(dev, "history", "orders")[0]["commit"] == head
     done = told(dev, "rollback", "orders", "--yes")
     assert f"projects/orders is as in version {number} again, by commit " in done
+    until(lambda: document(dev, "history", "orders")[0]["live"] is True)
+    same = document(dev, "rollback", "orders", "--to", number, "--yes")
+    assert (same["policy"], same["version"], same["changed"]) == ("projects/orders", int(number), False)
+    words = ("rollback", "orders", "--to", str(newest["version"]), "--yes", "--json")
+    forth = dev.run(*words)
+    assert "+changed := true" in forth.stderr.splitlines()
+    written = json.loads(forth.stdout)
+    assert (written["changed"], written["warnings"]) == (True, [])
+    until(lambda: document(dev, "history", "orders")[0]["commit"] == written["commit"])
+    assert json.loads(dev.run("rollback", "orders", "--to", number, "--yes", "--json").stdout)["changed"] is True
     until(lambda: document(dev, "history", "orders")[0]["live"] is True)
     assert document(dev, "history", "orders")[0]["subject"] == f"Update projects/orders: roll back to version {number}"
     assert "nothing to do" in told(dev, "rollback", "orders", "--to", number, "--yes")

@@ -166,6 +166,141 @@ def test_an_opa_that_is_gone_is_seen_at_a_glance(visit: Visit) -> None:
     expect(page.locator(".cell.unknown")).to_have_count(0, timeout=SOON)
 
 
+# --- following -------------------------------------------------------------------------------------------------------
+
+STEADY = """
+window.streams = [];
+window.EventSource = class extends EventTarget {
+  static OPEN = 1;
+  static CLOSED = 2;
+  constructor() {
+    super();
+    this.readyState = 1;
+    window.streams.push(this);
+    setInterval(() => this.dispatchEvent(new MessageEvent("status")), 50);
+  }
+  close() {}
+};
+"""
+"""A stream that has news every 50 ms, for as long as the page is open."""
+FETCHES = "performance.getEntriesByType('resource').filter(e => e.initiatorType == 'fetch').map(e => e.startTime)"
+
+
+def test_a_page_is_refreshed_under_steady_news_too_and_not_for_each(browser: Browser, dev: Dev) -> None:
+    """Each event put the refresh off by 150 ms, so that a page showed nothing new while there was always something."""
+    visit = Visit(browser, dev)
+    visit.context.add_init_script(STEADY)
+    page = visit.log_in()
+    until(lambda: len(page.evaluate(FETCHES)) > 1)
+    times = page.evaluate(FETCHES)
+    assert times[1] - times[0] > 900, "no more than once a second"
+    visit.context.close()
+    assert visit.complaints == []
+
+
+def test_a_stream_that_is_refused_is_asked_for_again(browser: Browser, dev: Dev) -> None:
+    """Browsers give a stream up for good that is not answered with 200: 503 while a server begins or ends. The page
+    said that it was tried again, and it was not."""
+    visit = Visit(browser, dev)
+    visit.context.route("**/events", lambda route: route.fulfill(status=503, body="{}"))
+    page = visit.log_in()
+    expect(page.get_by_role("status")).to_contain_text("Changes cannot be followed now, which is tried again")
+    visit.context.unroute("**/events")
+    with page.expect_event("response", lambda answer: answer.url.endswith("/events") and answer.ok, timeout=SOON):
+        pass
+    commit = dev.push({"policies/projects/again/rego.rego": "package projects.again\n\nx := 1\n"}, "followed again")
+    expect(page.locator(".cell.current", has_text=commit[:10])).to_have_count(2, timeout=SOON)
+    expect(page.get_by_role("status")).to_contain_text("Followed live")
+    visit.context.close()
+
+
+def test_who_may_see_the_page_but_not_follow_it_still_sees_what_is_new(browser: Browser, dev: Dev) -> None:
+    """A platform may refuse the events to somebody: no reason to load the page without an end."""
+    visit = Visit(browser, dev)
+    visit.context.route("**/events", lambda route: route.fulfill(status=403, body="{}"))
+    page = visit.log_in()
+    page.evaluate("window.same = true")
+    expect(page.get_by_role("status")).to_contain_text("Changes cannot be followed now")
+    since = page.get_by_role("status").text_content()
+    expect(page.get_by_role("status")).not_to_have_text(str(since), timeout=SOON)
+    assert page.evaluate("window.same") is True
+    visit.context.close()
+
+
+def test_a_session_that_is_over_leads_to_the_log_in(browser: Browser, dev: Dev) -> None:
+    visit = Visit(browser, dev)
+    visit.context.route("**/events", lambda route: route.fulfill(status=401, body="{}"))
+    visit.log_in()
+    visit.context.clear_cookies()
+    expect(visit.page.get_by_label("Token")).to_be_visible(timeout=SOON)
+    visit.context.close()
+
+
+def test_a_refresh_that_fails_is_told_and_tried_again(browser: Browser, dev: Dev) -> None:
+    """It was silent: the page went on saying that it was followed live."""
+    visit = Visit(browser, dev)
+    visit.context.add_init_script(STEADY)
+    page = visit.log_in()
+    here = f"{visit.ready['api']}/"
+    visit.context.route(here, lambda route: route.fulfill(status=503, body="<main data-live>no</main>"))
+    expect(page.get_by_role("status")).to_contain_text("This server answers 503", timeout=SOON)
+    expect(page.get_by_role("heading", name="Overview", level=1)).to_be_visible()
+    visit.context.unroute(here)
+    expect(page.get_by_role("status")).to_contain_text("Followed live", timeout=SOON)
+    visit.context.close()
+
+
+@pytest.mark.parametrize("region", ["Each condition", "The last passes"])
+def test_the_focus_stays_where_it_was_when_the_page_is_refreshed(browser: Browser, dev: Dev, region: str) -> None:
+    """A table that is scrolled by keyboard lost the focus with each refresh: the arrow keys moved the page instead."""
+    visit = Visit(browser, dev, viewport={"width": 500, "height": 800})
+    visit.context.add_init_script(STEADY)
+    page = visit.log_in()
+    table = page.get_by_role("region", name=region)
+    table.focus()
+    left = table.evaluate("each => { each.scrollLeft = 40; each.old = true; return each.scrollLeft; }")
+    until(lambda: not table.evaluate("each => each.old"))
+    expect(table).to_be_focused()
+    assert table.evaluate("each => each.scrollLeft") == left
+    link = page.get_by_role("link", name="each in a row")
+    link.focus()
+    link.evaluate("each => { each.old = true; }")
+    until(lambda: not link.evaluate("each => each.old"))
+    expect(link).to_be_focused()
+    visit.context.close()
+    assert visit.complaints == []
+
+
+# --- a member --------------------------------------------------------------------------------------------------------
+
+
+def test_a_member_looks_around_follows_and_tries_a_decision(browser: Browser, dev: Dev) -> None:
+    """Under the platform that `regops dev` starts with, which refused members the stream and the trial."""
+    visit = Visit(browser, dev)
+    page = visit.go("/login")
+    made = dev.run("dev", "token", "--project", "billing", "--sub", "ann")
+    page.get_by_label("Token").fill(made.stdout.strip())
+    page.get_by_role("button", name="Log in").click()
+    expect(page.get_by_role("heading", name="Overview", level=1)).to_be_visible()
+    page.evaluate("window.same = true")
+    commit = dev.push({"policies/projects/others/rego.rego": "package projects.others\n\nx := 1\n"}, "not for ann")
+    passes = page.get_by_role("table", name="The last passes")
+    expect(passes).to_contain_text(commit[:10], timeout=SOON)
+    expect(passes).to_contain_text("1 policy of others")
+    expect(passes).not_to_contain_text("not for ann")
+    assert page.evaluate("window.same") is True
+    for name in ("Policies", "OPAs", "History"):
+        page.get_by_role("navigation", name="Pages").get_by_role("link", name=name).click()
+        expect(page.get_by_role("heading", level=1)).to_be_visible()
+        expect(page.locator("main")).not_to_contain_text("others/")
+    page.get_by_role("link", name="Policies").click()
+    page.get_by_role("link", name="projects/billing").click()
+    page.get_by_role("button", name="Decide").click()
+    expect(page.locator(".decision")).to_contain_text("projects/billing/authz/allow is")
+    visit.context.close()
+    assert visit.complaints == []
+
+
 def test_the_keyboard_alone_is_enough(visit: Visit) -> None:
     page = visit.log_in()
     page.keyboard.press("Tab")

@@ -14,7 +14,8 @@ allow if {
 	permitted
 }
 
-# Probes, dashboards and the API's own description carry nothing of a project; nor does the page at the root.
+# Probes, the API's own description, and what tells of the whole: status, fleet, history, versions, traces, events and
+# the pages. Of these the API shows each caller only what it may read, and the totals.
 permitted if {
 	reading
 	target[0] in data.platform.open_paths

@@ -60,6 +60,30 @@ test_probes_and_dashboards_need_no_role if {
 	authz.allow with input as {"method": "GET", "path": ["healthz"]}
 }
 
+test_members_follow_what_is_live_and_what_happened if {
+	every path in [
+		["events"],
+		["fleet"],
+		["history"],
+		["policies", "billing", "diff"],
+		["policies", "billing", "versions", "1"],
+		["status"],
+		["status", "policies"],
+		["status", "policies", "billing"],
+		["trace"],
+		["ui", "policies", "projects", "billing"],
+		["versions"],
+	] {
+		authz.allow with input as request(member, "GET", path)
+		authz.allow with input as request(member, "HEAD", path)
+	}
+}
+
+test_members_neither_administer_nor_read_the_audit_trail if {
+	not authz.allow with input as request(member, "POST", ["admin", "sync"])
+	not authz.allow with input as request(member, "GET", ["audit"])
+}
+
 test_a_suspended_tenant_gets_nothing if {
 	suspended := {"sub": "eve", "tenant": "acme-trial", "roles": ["platform_admin"], "project": "billing"}
 	not authz.allow with input as request(suspended, "GET", ["policies", "billing"])

@@ -20,6 +20,8 @@ _OLDEST = (3, 5)
 _REQUEST_BYTES = 2_097_152
 _OVERHEAD_BYTES = 512 * 1024
 """What etcd's gRPC server takes beyond ``--max-request-bytes`` (server/config/config.go, grpcOverheadBytes)."""
+_QUOTA = 2 * 2**30
+"""etcd's own default (server/storage/quota.go, DefaultQuotaBytes)."""
 _FULL = 0.8
 _MANY_REVISIONS = 10_000
 _ALARMS = {
@@ -47,7 +49,7 @@ async def examine(calls: Calls, endpoints: Sequence[str], seconds: float) -> Sto
     return StoreHealth(
         version=min((status.version for status in answers.values()), key=_numbers),
         db_size=max(status.dbSize for status in answers.values()),
-        quota=min(status.dbSizeQuota for status in answers.values()),
+        quota=min(_quota(status) for status in answers.values()),
         alarms=tuple(sorted({_alarm(said) for status in answers.values() for said in status.errors})),
         warnings=tuple(StoreWarning(kind, text) for kind, found in texts.items() for text in found if text),
     )
@@ -106,13 +108,20 @@ def _txn(channel: grpc.aio.Channel) -> Any:
     return rpc.KVStub(channel).Txn
 
 
+def _quota(status: Any) -> int:
+    """Its quota, which etcd tells from 3.6 on. Before, its default is assumed: an etcd that fills up unseen takes no
+    writes any more. A database that is larger shows that it was given more, and of that nothing is known (0)."""
+    if status.dbSizeQuota:
+        return max(0, int(status.dbSizeQuota))  # below 0 there is none
+    return _QUOTA if status.dbSize <= _QUOTA else 0
+
+
 def _size(endpoint: str, status: Any) -> str:
-    """A warning for a database that is nearly full; etcd tells its quota from 3.6 on."""
-    if not status.dbSizeQuota or status.dbSize < _FULL * status.dbSizeQuota:
+    """A warning for a database that is nearly full."""
+    if not (quota := _quota(status)) or status.dbSize < _FULL * quota:
         return ""
-    size, quota = status.dbSize / 2**20, status.dbSizeQuota / 2**20
     return (
-        f"etcd member {endpoint} uses {size:.0f} MiB of its {quota:.0f} MiB: "
+        f"etcd member {endpoint} uses {status.dbSize / 2**20:.0f} MiB of its {quota / 2**20:.0f} MiB: "
         "compact and defragment it, or raise --quota-backend-bytes"
     )
 

@@ -20,6 +20,7 @@ from reconciler.adapters.git.objects import Objects, commit_of, entries_of
 from reconciler.adapters.git.trailers import Trailers
 from reconciler.adapters.git.transport import HEAD_REF, Transport
 from reconciler.adapters.git.tree import Layout
+from reconciler.adapters.git.unit_tests import unit_tests
 from reconciler.adapters.git.writing import COMMITTER, Pen
 from reconciler.core.errors import RegopsError, TransientError
 from reconciler.core.model import BlobIds, CommitInfo, Content, PolicyName, Tree
@@ -223,6 +224,10 @@ class GitSource:
         return await self._objects.walk(
             lambda repository: landed.branch_commits(repository, self._layout, commits, policy, self._committer)
         )
+
+    async def unit_tests(self, commit: str) -> Mapping[PolicyName, Mapping[str, bytes]]:
+        """The files ``*_test.rego`` of each policy of a commit, by name."""
+        return await self._objects.run(lambda repository: unit_tests(repository, self._layout, commit))
 
     async def aclose(self) -> None:
         """End a running fetch with its processes, and close the mirror. May be called again."""
