@@ -69,8 +69,9 @@ class Source(Protocol):
         """
         ...
 
-    async def tree(self, commit: str) -> Tree:
-        """The desired state of one commit: names, modes and ids only."""
+    async def tree(self, commit: str, since: str | None = None) -> Tree:
+        """The desired state of one commit: names, modes and ids only. ``since``: another commit, from whose state it is
+        to tell what changed, if that can be told without reading everything (see `Tree`)."""
         ...
 
     async def read(self, blobs: BlobIds) -> Content:

@@ -140,6 +140,39 @@ async def test_an_impossible_name_is_invalid_under_its_raw_path(world: World, na
     assert set(tree.policies) == {PLATFORM, ALPHA, BETA}
 
 
+async def test_a_tree_tells_which_policies_differ_from_another_commits(world: World) -> None:
+    seed = world.origin.commit(SEED)
+    changes: list[dict[str, bytes | None]] = [
+        {REGO: b"package projects.alpha\n"},
+        {"policies/projects/beta": None, "policies/projects/gamma/rego.rego": b"package projects.gamma\n"},
+        {"policies/projects/gamma/rego.rego": None, "policies/projects/gamma/README": b"broken"},
+        {"policies/projects/X/rego.rego": b"", "README.md": b"", "policies/notes.txt": b""},
+        {"policies/platform/data.json": b"{}"},
+    ]
+    commits = [seed, *(world.origin.commit(files) for files in changes)]
+    await world.source.fetch()
+    trees = [await world.source.tree(commit) for commit in commits]
+    for old in trees:
+        for new in trees:
+            told = (await world.source.tree(new.commit, since=old.commit)).changed
+            before, after = ({**tree.policies, **tree.invalid} for tree in (old, new))
+            differing = {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)}
+            assert told is not None
+            assert differing - {"projects/X"} <= told, (old.commit, new.commit)
+            assert len(told) <= len(differing)
+    assert (await world.source.tree(seed, since=seed)).changed == frozenset()
+    assert (await world.source.tree(seed, since="1" * 40)).changed is None
+    assert (await world.source.tree(seed)).changed is None
+
+
+async def test_against_a_commit_without_policies_nothing_is_told(world: World) -> None:
+    empty = world.origin.commit({"README.md": b""})
+    seed = world.origin.commit(SEED)
+    await world.source.fetch()
+    assert (await world.source.tree(seed, since=empty)).changed is None
+    assert (await world.source.tree(empty, since=seed)).changed is None
+
+
 @pytest.mark.parametrize("files", [{"policies": b"a file"}, {"other/rego.rego": b""}])
 async def test_a_missing_or_replaced_policies_folder_is_not_found(world: World, files: Mapping[str, bytes]) -> None:
     head = world.origin.commit(files)

@@ -7,7 +7,7 @@ import hashlib
 import re
 from collections import Counter, defaultdict, deque
 from collections.abc import Container, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 from reconciler.core.errors import RegopsError, StalledError, TransientError
@@ -107,8 +107,18 @@ class InMemorySource:
         self._fetched |= self._reachable(self.head)
         return self.head
 
-    async def tree(self, commit: str) -> Tree:
+    async def tree(self, commit: str, since: str | None = None) -> Tree:
         await self._called("tree")
+        found = self._tree_of(commit)
+        if since is None or since not in self._fetched:
+            return found
+        former = self._tree_of(since)
+        before, after = ({**each.policies, **each.invalid} for each in (former, found))
+        states = {name: (before.get(name), after.get(name)) for name in before.keys() | after.keys()}
+        changed = frozenset(PolicyName(name) for name, (old, new) in states.items() if old != new and _possible(name))
+        return replace(found, since=since, changed=changed if former.found and found.found else None)
+
+    def _tree_of(self, commit: str) -> Tree:
         files = self._get(commit).files
         prefix = f"{self._path}/"
         below = {path.removeprefix(prefix): content for path, content in files.items() if path.startswith(prefix)}
@@ -269,6 +279,10 @@ class InMemorySource:
         files = self._commits[commit].files
         paths = {name: f"{self._path}/{policy}/{name}" for name in ("rego.rego", "data.json")}
         return {name: git_blob_id(files[path]) for name, path in paths.items() if path in files}
+
+
+def _possible(name: str) -> bool:
+    return name == PLATFORM or is_project_name(name.removeprefix("projects/"))
 
 
 def _blobs_at(files: Mapping[str, str]) -> BlobIds | None:

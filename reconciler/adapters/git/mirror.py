@@ -154,9 +154,9 @@ class GitSource:
                 log.warning("git mirror is damaged", extra={"cause": clean(error.message)})
         return await self._clone()
 
-    async def tree(self, commit: str) -> Tree:
+    async def tree(self, commit: str, since: str | None = None) -> Tree:
         """See `Source.tree`."""
-        return await self._objects.run(lambda repository: self._layout.read(repository, commit))
+        return await self._objects.run(lambda repository: self._layout.read(repository, commit, since))
 
     async def read(self, blobs: BlobIds) -> Content:
         """See `Source.read`: the bytes as Git has them, line ends and LFS pointers too."""

@@ -7,10 +7,9 @@ from collections.abc import Iterator
 from typing import Final
 
 import pygit2
-from pygit2.enums import ObjectType
 
 from reconciler.adapters.git.difference import differing
-from reconciler.adapters.git.objects import FOLDER, Entry, commit_of, entries_in
+from reconciler.adapters.git.objects import FOLDER, Entry, commit_of, entries_in, raw_tree
 from reconciler.adapters.git.tree import Layout
 from reconciler.core.model import PLATFORM, PolicyName, project_policy
 
@@ -54,10 +53,7 @@ class Trees:
         if found is not None:
             self._last.move_to_end(tree)
             return found
-        kind, raw = self.repository.odb.read(pygit2.Oid(raw=tree))
-        if kind != ObjectType.TREE:
-            raise KeyError(f"{tree.hex()} is no tree")
-        self._last[tree] = raw
+        raw = self._last[tree] = raw_tree(self.repository, tree)
         if len(self._last) > _TREES_KEPT:
             self._last.popitem(last=False)
         return raw
