@@ -100,6 +100,10 @@ class Source(Protocol):
         """The newest commit in the first-parent history of ``commit`` that changed the policy."""
         ...
 
+    async def last_changes(self, commit: str, policies: Sequence[PolicyName]) -> Mapping[PolicyName, CommitInfo]:
+        """`last_change` of each of these, found in one walk."""
+        ...
+
     async def height(self, commit: str) -> int:
         """Number of commits reachable from ``commit``, itself included."""
         ...

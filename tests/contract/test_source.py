@@ -217,6 +217,20 @@ async def test_the_last_change_is_the_commit_that_touched_the_published_files(wo
     assert (await world.source.last_change(readme, BETA)).commit == seed
 
 
+async def test_the_last_changes_of_many_are_those_of_each(world: World) -> None:
+    world.origin.commit(SEED)
+    world.origin.commit({REGO: b"package projects.alpha\n"})
+    head = world.origin.commit({"policies/projects/beta": None})
+    await world.source.fetch()
+    names = [PLATFORM, ALPHA, BETA]
+    changes = await world.source.last_changes(head, names)
+    assert changes == {name: await world.source.last_change(head, name) for name in names}
+    assert await world.source.last_changes(head, []) == {}
+    with pytest.raises(StalledError) as never:
+        await world.source.last_changes(head, [ALPHA, project_policy("gamma")])
+    assert never.value.reason == "PolicyNotFound"
+
+
 async def test_a_merge_is_the_change_of_what_its_branch_brought(world: World) -> None:
     seed = world.origin.commit(SEED)
     side = world.origin.commit({REGO: b"package projects.alpha\n"}, on=seed)

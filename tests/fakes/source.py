@@ -161,6 +161,10 @@ class InMemorySource:
                 return self._get(step).info
         raise StalledError(f"{policy} never was", reason="PolicyNotFound")
 
+    async def last_changes(self, commit: str, policies: Sequence[PolicyName]) -> Mapping[PolicyName, CommitInfo]:
+        await self._called("last_changes")
+        return {policy: await self.last_change(commit, policy) for policy in policies}
+
     async def height(self, commit: str) -> int:
         await self._called("height")
         self._get(commit)

@@ -7,9 +7,12 @@ skipped. libgit2's own diff goes through every entry, and takes ten times as lon
 from __future__ import annotations
 
 import re
+from collections import OrderedDict
 from typing import Final
 
-from reconciler.adapters.git.objects import FOLDER, Entry
+import pygit2
+
+from reconciler.adapters.git.objects import FOLDER, Entry, raw_tree
 
 _ENTRY: Final = re.compile(rb"0*([0-7]+) ([^\0]+)\0(.{20})", re.DOTALL)
 _WHOLE: Final = re.compile(rb"(?:[0-7]++ [^\0]++\0.{20})*+", re.DOTALL)
@@ -17,8 +20,51 @@ _STEP: Final = 64
 _STRIDE: Final = 64 * 1024
 """Bytes that are compared at once, growing up to this: no copy of a large tree is made."""
 
+_TREES_KEPT: Final = 8
+_DIFFERENCES_KEPT: Final = 4
+_REMEMBERED: Final = 1000
+"""Entries of a difference that is remembered: larger ones are rare, and cost memory."""
+
 Pair = tuple[Entry | None, Entry | None]
 """An entry before and after; ``None`` where there is none."""
+
+
+class RawTrees:
+    """Raw trees by their 20-byte ids, and how they differ; the last ones are remembered.
+
+    A commit's trees are its successor's former ones, and several ask about the same two: a large tree is a chain of
+    deltas, and most of what a history costs to read. For one thread.
+    """
+
+    def __init__(self) -> None:
+        self._trees: OrderedDict[bytes, bytes] = OrderedDict()
+        self._differences: OrderedDict[tuple[bytes, bytes], dict[bytes, Pair]] = OrderedDict()
+
+    def read(self, repository: pygit2.Repository, tree: bytes) -> bytes:
+        """The bytes of a tree."""
+        found = self._trees.get(tree)
+        if found is None:
+            found = raw_tree(repository, tree)
+        self.keep(tree, found)
+        return found
+
+    def keep(self, tree: bytes, raw: bytes) -> None:
+        """Remember a tree that the repository may have no more: its mirror was cloned anew."""
+        self._trees[tree] = raw
+        self._trees.move_to_end(tree)
+        if len(self._trees) > _TREES_KEPT:
+            self._trees.popitem(last=False)
+
+    def differing(self, repository: pygit2.Repository, old: bytes, new: bytes) -> dict[bytes, Pair]:
+        """See `differing`; not to be changed by who gets it."""
+        found = self._differences.get((old, new))
+        if found is None:
+            found = differing(self.read(repository, old), self.read(repository, new))
+            if len(found) <= _REMEMBERED:
+                self._differences[old, new] = found
+            if len(self._differences) > _DIFFERENCES_KEPT:
+                self._differences.popitem(last=False)
+        return found
 
 
 def differing(old: bytes, new: bytes) -> dict[bytes, Pair]:

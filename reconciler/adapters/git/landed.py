@@ -7,6 +7,7 @@ from typing import Final
 
 import pygit2
 
+from reconciler.adapters.git.difference import RawTrees
 from reconciler.adapters.git.history import first_parent, info_of, printable
 from reconciler.adapters.git.objects import FOLDER, CommitNotFoundError, commit_of
 from reconciler.adapters.git.places import Place, Trees, places
@@ -35,11 +36,16 @@ def line(repository: pygit2.Repository, commit: str, known: Container[str]) -> G
 
 
 def branch_commits(
-    repository: pygit2.Repository, layout: Layout, commits: Sequence[str], only: PolicyName | None, regops: Identity
+    repository: pygit2.Repository,
+    layout: Layout,
+    commits: Sequence[str],
+    only: PolicyName | None,
+    regops: Identity,
+    kept: RawTrees,
 ) -> Generator[None, None, dict[str, BranchCommit]]:
     """See `Source.branch_commits`."""
     found: dict[str, BranchCommit] = {}
-    trees = Trees(repository)
+    trees = Trees(repository, kept)
     for name in commits:
         try:
             commit = commit_of(repository, name)

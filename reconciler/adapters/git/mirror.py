@@ -14,6 +14,7 @@ from pygit2.enums import ObjectType
 
 from reconciler.adapters.git import history, landed
 from reconciler.adapters.git.access import Access
+from reconciler.adapters.git.difference import RawTrees
 from reconciler.adapters.git.failures import MirrorDamagedError, MirrorLockedError, clean
 from reconciler.adapters.git.folder import MirrorFolder
 from reconciler.adapters.git.objects import Objects, commit_of, entries_of
@@ -63,7 +64,8 @@ class GitSource:
         self._folder = MirrorFolder(mirror, remote)
         self._transport = Transport(remote, branch, access or Access())
         self._objects = Objects(self._folder.path)
-        self._layout = Layout(path)
+        trees = self._trees = RawTrees()
+        self._layout = Layout(path, trees)
         self._push_timeout = push_timeout
         self._pen = Pen(path, committer)
         self._committer = committer
@@ -72,7 +74,7 @@ class GitSource:
         self._packs = 0
         self._pushes = 0
         self._heights = history.Heights()
-        self._changes = history.Changes(self._layout)
+        self._changes = history.Changes(self._layout, trees)
         self._fetching = asyncio.Lock()
         self._begun = self._ended = 0
         """Numbers of the newest fetch that began, and of the newest one with an outcome."""
@@ -191,8 +193,12 @@ class GitSource:
 
     async def last_change(self, commit: str, policy: PolicyName) -> CommitInfo:
         """See `Source.last_change`; `StalledError` (``PolicyNotFound``) for a policy that never was."""
+        return (await self.last_changes(commit, [policy]))[policy]
+
+    async def last_changes(self, commit: str, policies: Sequence[PolicyName]) -> Mapping[PolicyName, CommitInfo]:
+        """See `Source.last_changes`."""
         async with self._walking:
-            return await self._objects.walk(lambda repository: self._changes.last_change(repository, commit, policy))
+            return await self._objects.walk(lambda repository: self._changes.last_changes(repository, commit, policies))
 
     async def height(self, commit: str) -> int:
         """See `Source.height`."""
@@ -221,7 +227,9 @@ class GitSource:
     ) -> Mapping[str, BranchCommit]:
         """See `Source.branch_commits`."""
         return await self._objects.walk(
-            lambda repository: landed.branch_commits(repository, self._layout, commits, policy, self._committer)
+            lambda repository: landed.branch_commits(
+                repository, self._layout, commits, policy, self._committer, self._trees
+            )
         )
 
     async def aclose(self) -> None:

@@ -7,15 +7,15 @@ bytes and the reading of one folder.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
 import pygit2
 from immutables import Map
 
-from reconciler.adapters.git.difference import Pair, differing
-from reconciler.adapters.git.objects import FOLDER, CommitNotFoundError, Entry, commit_of, entries_of, raw_tree
+from reconciler.adapters.git.difference import Pair, RawTrees
+from reconciler.adapters.git.objects import FOLDER, CommitNotFoundError, Entry, commit_of, entries_in, entries_of
 from reconciler.core.model import (
     DATA_FILE,
     PLATFORM,
@@ -102,29 +102,30 @@ class _Found:
 class _Projects:
     """The state of one ``projects`` folder. Never changed once made: several commits may share it."""
 
-    def __init__(self, oid: bytes = b"", raw: bytes = b"", state: _State | None = None) -> None:
-        self.oid = oid
-        self.raw = raw
+    def __init__(self, oid: bytes | None = None, raw: bytes = b"", state: _State | None = None) -> None:
+        self._oid = oid
+        self._raw = raw
         self.state = state or _State()
-        self.base: bytes | None = None
-        self.changed: frozenset[PolicyName] = frozenset()
-        """Policies that may differ from those of the folder ``base``, which this one was made from."""
 
-    def successor(self, repository: pygit2.Repository, oid: bytes) -> _Projects:
+    def successor(self, repository: pygit2.Repository, trees: RawTrees, oid: bytes) -> _Projects:
         """The state of another ``projects`` folder, from this one and the difference."""
-        raw = raw_tree(repository, oid)
-        pairs = differing(self.raw, raw)
+        raw = trees.read(repository, oid)
+        if self._oid is None:
+            pairs: dict[bytes, Pair] = {entry[1]: (None, entry) for entry in entries_in(raw)}
+        else:
+            trees.keep(self._oid, self._raw)
+            pairs = trees.differing(repository, self._oid, oid)
         gone = (f"projects/{_shown(name)}" for name, (before, _) in pairs.items() if before)
         there = (_project(repository, after) for _, after in pairs.values() if after)
-        found = _Projects(oid, raw, self.state.changed(gone, there))
-        found.base, found.changed = self.oid, _policies(pairs)
-        return found
+        return _Projects(oid, raw, self.state.changed(gone, there))
 
 
 class Layout:
     """Reads desired states below ``path`` of the repository, and remembers the last few."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, trees: RawTrees | None = None) -> None:
+        """``trees``: the raw trees that others read too."""
+        self._trees = trees or RawTrees()
         self.path = tuple(part for part in path.split("/") if part not in {"", "."})
         self._latest = _Projects()
         self._projects: OrderedDict[bytes, _Projects] = OrderedDict()
@@ -163,13 +164,8 @@ class Layout:
             return changed
         if old is None or new is None or old[0] != FOLDER or new[0] != FOLDER:
             return None
-        return changed | self._changed_projects(repository, old[2], self._projects[new[2]])
-
-    def _changed_projects(self, repository: pygit2.Repository, old: bytes, new: _Projects) -> frozenset[PolicyName]:
-        if new.base == old:
-            return new.changed
-        known = self._projects.get(old)
-        return _policies(differing(known.raw if known else raw_tree(repository, old), new.raw))
+        names = map(_shown, self._trees.differing(repository, old[2], new[2]))
+        return changed | {project_policy(name) for name in names if is_project_name(name)}
 
     def _in_its_place(self, repository: pygit2.Repository, commit: pygit2.Commit) -> dict[str, tuple[FileError, ...]]:
         """What stands in the way of ``path``: a file, link or submodule; nothing where it is just missing."""
@@ -190,7 +186,7 @@ class Layout:
     def _read_projects(self, repository: pygit2.Repository, oid: bytes) -> _Projects:
         projects = self._projects.get(oid)
         if projects is None:
-            projects = self._latest.successor(repository, oid)
+            projects = self._latest.successor(repository, self._trees, oid)
             self._projects[oid] = projects
             if len(self._projects) > _KEPT_TREES:
                 self._projects.popitem(last=False)
@@ -243,12 +239,6 @@ def _policy(policy: PolicyName, folder: Folder) -> _Found:
 
 def _refused(path: str, message: str) -> _Found:
     return _Found(path, errors=(FileError(path, message),))
-
-
-def _policies(pairs: Mapping[bytes, Pair]) -> frozenset[PolicyName]:
-    """The policies among the entries of a ``projects`` folder that differ."""
-    names = (_shown(name) for name in pairs)
-    return frozenset(project_policy(name) for name in names if is_project_name(name))
 
 
 def _shown(name: bytes) -> str:
