@@ -259,7 +259,7 @@ class Loop:
         self._metrics.passes.labels(outcome).inc()
         self._metrics.last_pass.set(self._clock().timestamp())
         self._metrics.pass_seconds.labels(outcome).observe(seconds)
-        self._metrics.policies.labels("live").set(len(result.live.written()))
+        self._metrics.policies.labels("live").set(result.live.count)
         self._metrics.policies.labels("held").set(len(result.held))
         self._metrics.blocked_deletions.set(len(result.ruling.blocked))
         self._metrics.foreign_keys.set(len(result.foreign))
