@@ -91,11 +91,11 @@ class Engine:
     opa: Watched
     etcd: Watched
 
-    async def run(self) -> PassResult:
-        """One pass."""
+    async def run(self, *, told: bool = True) -> PassResult:
+        """One pass; without being ``told``, that of a poll."""
         for watched in (self.git, self.opa, self.etcd):
             watched.seconds.clear()
-        return await self.reconciler.run(self.fence)
+        return await self.reconciler.run(self.fence, told=told)
 
     def change(self, mark: int) -> None:
         """Commit a new version of one policy."""

@@ -110,13 +110,19 @@ class Applier:
     ) -> AsyncGenerator[Sequence[Step], None]:
         """One transaction's steps after the other; at least one batch, which may be empty."""
         packer, place = Packer(), 0
-        while place < len(changes):
-            contents = await self._contents(changes[place : place + _CHUNK])
-            some = changes[place : place + len(contents)]
-            for step in await aside(len(some), self._steps, some, contents, metas):
-                if full := packer.add(step):
-                    yield full
-            place += len(some)
+        ahead = asyncio.ensure_future(self._contents(changes[:_CHUNK]))
+        try:
+            while place < len(changes):
+                contents = await ahead
+                some = changes[place : place + len(contents)]
+                place += len(some)
+                ahead = asyncio.ensure_future(self._contents(changes[place : place + _CHUNK]))
+                for step in await aside(len(some), self._steps, some, contents, metas):
+                    if full := packer.add(step):
+                        yield full
+        finally:
+            ahead.cancel()
+            await asyncio.gather(ahead, return_exceptions=True)
         for step in steps:
             if full := packer.add(step):
                 yield full
@@ -129,7 +135,9 @@ class Applier:
         return [change_step(self._keyspace, each, content, metas.get(each.policy)) for each, content in pairs]
 
     async def _contents(self, changes: Sequence[Change]) -> list[Content | None]:
-        """The texts of the first of these changes, at least one, ``None`` for deletions."""
+        """The texts of the first of these changes, at least one if there is one, ``None`` for deletions."""
+        if not changes:
+            return []
         own: dict[PolicyName, Content] = {}
         size = count = 0
         for count, change in enumerate(changes, 1):  # noqa: B007 used behind the loop
@@ -165,14 +173,12 @@ class _Flight:
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(self, *error: object) -> None:
-        """Whatever ends the block, a cancellation too, nothing of it goes on behind it; what was sent gets its answer
-        unless this is cancelled."""
-        try:
-            await asyncio.gather(*self._running, return_exceptions=True)
-        finally:
+    async def __aexit__(self, kind: type[BaseException] | None, *_error: object) -> None:
+        """Nothing of the block goes on behind its end. What was sent gets its answer, unless this is cancelled."""
+        if kind is not None and issubclass(kind, asyncio.CancelledError):
             for task in self._running:
                 task.cancel()
+        await asyncio.gather(*self._running, return_exceptions=True)  # which cancels them when it is cancelled
 
     async def launch(self, write: Coroutine[Any, Any, list[int]]) -> None:
         """Begin one more, as soon as not too many run. Raises what `land` raises, and then has not begun it."""

@@ -242,8 +242,8 @@ class Loop:
         for attempt in range(self._settings.conflict_retries + 1):
             head = await self._branch.head() if self._branch and not trigger.fetch else None
             try:
-                fence, renew = leadership.fence, self._renew
-                return await self._reconciler.run(fence, renew=renew, at_hand=head, trace=trigger.trace)
+                fence, renew, told = leadership.fence, self._renew, trigger.kind is not Kind.POLL
+                return await self._reconciler.run(fence, renew=renew, at_hand=head, told=told, trace=trigger.trace)
             except ConflictError:
                 self._metrics.passes.labels("conflict").inc()
                 if attempt == self._settings.conflict_retries or not leadership.valid():

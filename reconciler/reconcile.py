@@ -118,17 +118,24 @@ class Reconciler:
         return await self._applier.wrote(revision)
 
     async def run(
-        self, fence: Fence, *, renew: bool = False, at_hand: str | None = None, trace: str | None = None
+        self,
+        fence: Fence,
+        *,
+        renew: bool = False,
+        at_hand: str | None = None,
+        told: bool = True,
+        trace: str | None = None,
     ) -> PassResult:
         """Make etcd equal to the head of the branch, as far as the guards and holds allow.
 
         ``renew`` writes ``applied`` anew (a new leader's first pass). ``at_hand`` is the head where it is known
-        already, since this replica has just pushed it: nothing is fetched then. ``trace``: the trace context of what
-        made it look; that of the commit itself goes before. Raises `ConflictError` when somebody
-        wrote first, `UnknownOutcomeError` when a write's answer did not come, and what the adapters raise.
+        already, since this replica has just pushed it: nothing is fetched then. ``told``: see `Source.fetch`.
+        ``trace``: the trace context of what made it look; that of the commit itself goes before. Raises
+        `ConflictError` when somebody wrote first, `UnknownOutcomeError` when a write's answer did not come, and what
+        the adapters raise.
         """
         began = self._clock()
-        commit = at_hand or await self._fetch()
+        commit = at_hand or await self._fetch(told=told)
         settled = self._settled[1] if self._rest and self._settled and self._settled[0] == self._epoch else None
         if not renew and settled is not None and settled.commit == commit:
             return replace(settled, wrote=False, stages={})
@@ -184,9 +191,9 @@ class Reconciler:
         desired = await self._decide(commit, live)
         return live, desired.plan, desired.held, desired.tree
 
-    async def _fetch(self) -> str:
+    async def _fetch(self, *, told: bool) -> str:
         try:
-            return await self._source.fetch()
+            return await self._source.fetch(told=told)
         except RegopsError as error:
             error.stage = "fetch"
             raise

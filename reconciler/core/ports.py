@@ -60,8 +60,9 @@ class BranchCommit:
 class Source(Protocol):
     """A branch of a Git repository, read from a bare mirror."""
 
-    async def fetch(self) -> str:
-        """Bring the branch's head into the mirror and return its commit id (40 hex).
+    async def fetch(self, *, told: bool = True) -> str:
+        """Bring the branch's head into the mirror and return its commit id (40 hex). ``told``: somebody says that it
+        has moved, so that looking first whether it has would only take longer.
 
         Raises `TransientError` (reasons ``FetchFailed``, ``FetchTimeout``, ``DiskFull``) or `StalledError` (reasons
         ``NoCommit`` for a repository without a commit, ``BranchNotFound``, ``AuthenticationFailed``,

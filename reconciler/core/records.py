@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Self
 
 from reconciler.core.model import FileError
 
+_string = json.encoder.encode_basestring
 _JSON = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 CHANGED_LIMIT = 100
 """Above so many changed policies, `Applied.changed` is left out and agents read everything in their scope."""
@@ -112,8 +113,12 @@ class Meta(Record):
     data: str | None = None
 
     def encode(self) -> bytes:
-        """See `Record.encode`; there are as many of these as policies, and all their values are plain."""
-        return _encode({name: getattr(self, name) for name in self.__slots__})
+        """See `Record.encode`, to the byte: there are as many of these as policies, and all their values are plain."""
+        data = "null" if self.data is None else _string(self.data)
+        return (
+            f'{{"actor":{_string(self.actor)},"at":{_string(self.at)},"commit":{_string(self.commit)},"data":{data},'
+            f'"etag":{_string(self.etag)},"rego":{_string(self.rego)},"rego_version":{self.rego_version}}}'
+        ).encode()
 
 
 @dataclass(frozen=True, slots=True)

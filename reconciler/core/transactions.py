@@ -34,9 +34,12 @@ class Step:
     @property
     def size(self) -> int:
         """Estimated bytes on the wire."""
-        keys = sum(len(compare.key) + 24 for compare in self.compares)
-        puts = sum(len(op.key) + 24 + (len(op.value) if isinstance(op, Put) else 0) for op in self.operations)
-        return keys + puts
+        size = 24 * (len(self.compares) + len(self.operations))
+        for compare in self.compares:
+            size += len(compare.key)
+        for operation in self.operations:
+            size += len(operation.key) + (len(operation.value) if isinstance(operation, Put) else 0)
+        return size
 
 
 def change_step(keyspace: Keyspace, change: Change, content: Content | None, meta: Meta | None) -> Step:

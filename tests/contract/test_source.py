@@ -62,6 +62,17 @@ async def test_fetch_returns_the_head_of_the_branch(world: World) -> None:
     assert await world.source.fetch() == second
 
 
+async def test_a_poll_sees_the_branch_move_like_any_other_look(world: World) -> None:
+    first = world.origin.commit(SEED)
+    assert await world.source.fetch(told=False) == first
+    assert await world.source.fetch(told=False) == first
+    second = world.origin.commit({REGO: b"package projects.alpha\n"})
+    assert await world.source.fetch(told=False) == second
+    assert (await world.source.tree(second)).found
+    world.origin.force_push(first)
+    assert await world.source.fetch(told=False) == first
+
+
 async def test_a_remote_without_a_commit_is_not_a_missing_branch(world: World) -> None:
     with pytest.raises(StalledError) as empty:
         await world.source.fetch()
@@ -305,9 +316,10 @@ async def test_a_deleted_branch_is_not_found(world: World) -> None:
     head = world.origin.commit(SEED)
     await world.source.fetch()
     world.origin.delete_branch()
-    with pytest.raises(StalledError) as gone:
-        await world.source.fetch()
-    assert gone.value.reason in {"BranchNotFound", "NoCommit"}
+    for told in (True, False):
+        with pytest.raises(StalledError) as gone:
+            await world.source.fetch(told=told)
+        assert gone.value.reason in {"BranchNotFound", "NoCommit"}
     assert (await world.source.tree(head)).found
 
 

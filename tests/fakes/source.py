@@ -99,7 +99,7 @@ class InMemorySource:
 
     # The port.
 
-    async def fetch(self) -> str:
+    async def fetch(self, *, told: bool = True) -> str:  # noqa: ARG002 nothing is cheaper than this
         await self._called("fetch")
         if self.head is None:
             reason = "BranchNotFound" if self._commits else "NoCommit"

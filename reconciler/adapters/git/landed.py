@@ -62,9 +62,10 @@ def contents(
 ) -> Generator[None, None, list[Content | None]]:
     """See `Source.contents`."""
     found: list[Content | None] = []
+    known: dict[str, bytes] = {}
     size = 0
     for blobs in wanted:
-        content = None if blobs is None else _content(repository, blobs, limit)
+        content = None if blobs is None else _content(repository, blobs, limit, known)
         found.append(content)
         size += 0 if content is None else content.size
         if size >= budget:
@@ -73,11 +74,21 @@ def contents(
     return found
 
 
-def _content(repository: pygit2.Repository, blobs: BlobIds, limit: int) -> Content | None:
-    ids = [pygit2.Oid(hex=blob) for blob in (blobs.rego, blobs.data) if blob is not None]
-    if sum(repository.odb.read_header(oid)[1] for oid in ids) > limit:
+def _content(repository: pygit2.Repository, blobs: BlobIds, limit: int, known: dict[str, bytes]) -> Content | None:
+    """The texts, unless they are too large. ``known``: what was read before; many policies have the same data."""
+    texts: list[bytes] = []
+    for blob in (blobs.rego, blobs.data):
+        if blob is None:
+            continue
+        if blob not in known:
+            oid = pygit2.Oid(hex=blob)
+            if repository.odb.read_header(oid)[1] > limit:
+                return None
+            known[blob] = repository.odb.read(oid)[1]
+        texts.append(known[blob])
+    if sum(map(len, texts)) > limit:
         return None
-    rego, *data = [repository.odb.read(oid)[1] for oid in ids]
+    rego, *data = texts
     return Content(rego, data[0] if data else None)
 
 

@@ -81,7 +81,7 @@ class GitSource:
         self._failure: RegopsError | None = None
         self._walking = asyncio.Lock()
 
-    async def fetch(self) -> str:
+    async def fetch(self, *, told: bool = True) -> str:
         """See `Source.fetch`. One at a time; callers that wait for another's fetch then share the next one, and its
         failure: however many ask, none waits for more than two.
 
@@ -97,17 +97,17 @@ class GitSource:
                     return self._head
             self._begun = number = self._begun + 1
             try:
-                self._head = await self._newest()
+                self._head = await self._newest(told=told)
             except RegopsError as error:
                 self._ended, self._failure = number, error
                 raise
             self._ended, self._failure = number, None
             return self._head
 
-    async def _newest(self) -> str:
+    async def _newest(self, *, told: bool) -> str:
         for _ in range(_FETCHES):
             pushes = self._pushes
-            head = await self._bring()
+            head = await self._bring(told=told)
             if pushes == self._pushes:
                 return head
         return self._head or head
@@ -147,11 +147,11 @@ class GitSource:
         async with self._walking:
             return await self._objects.walk(lambda repository: self._trailers.find(repository, head, name, since))
 
-    async def _bring(self) -> str:
+    async def _bring(self, *, told: bool) -> str:
         """The branch's head, fetched into the mirror, or cloned where there is no usable one."""
         if await self._objects.files(self._folder.usable) and not self._objects.damaged:
             try:
-                return await self._update()
+                return await self._unmoved(told=told) or await self._update()
             except MirrorDamagedError as error:
                 log.warning("git mirror is damaged", extra={"cause": clean(error.message)})
         return await self._clone()
@@ -237,6 +237,13 @@ class GitSource:
         await self._transport.aclose()
         async with self._fetching:
             await self._objects.aclose()
+
+    async def _unmoved(self, *, told: bool) -> str | None:
+        """The head, where nobody told that the branch has moved and it has not: asking takes one process less."""
+        if told or self._head is None:
+            return None
+        there = await self._transport.head(self._folder.path, self._fetch_timeout)
+        return await self._objects.run(_head) if there == self._head else None
 
     async def _update(self) -> str:
         """Fetch into the mirror that is there, sweeping it once where a lock was left."""
