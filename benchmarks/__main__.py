@@ -19,11 +19,15 @@ SECTIONS: dict[str, tuple[str, Section]] = {
     ),
     "first-sync": (
         "first sync into an empty etcd, beside bare transactions",
-        lambda quick: passes.first_sync((100,) if quick else (1000,), 1 if quick else 3),
+        lambda quick: passes.first_sync(*(((100,), 1) if quick else ((1000, 10_000), 2))),
     ),
     "passes": (
         "a pass with nothing to do, and with one change",
-        lambda quick: passes.passes((100,) if quick else (100, 1000), 5 if quick else 30),
+        lambda quick: passes.passes(*(((100,), 5) if quick else ((100, 1000, 10_000), 30))),
+    ),
+    "one-change": (
+        "where the time of one change goes, up to 100,000 policies",
+        lambda quick: passes.one_change(*(((100,), 5) if quick else ((1000, 10_000, 100_000), 20))),
     ),
     "served": (
         "applied written → bundle served by the agent",

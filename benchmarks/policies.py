@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 
 def rego(project: str, mark: int, rules: int = 14) -> str:
     """About 100 lines; ``mark`` is the decision's value, so that an answer tells which version decided."""
@@ -26,3 +28,15 @@ def tree(count: int) -> dict[str, str]:
         files[f"policies/projects/p{number}/rego.rego"] = rego(f"p{number}", 0)
         files[f"policies/projects/p{number}/data.json"] = DATA
     return files
+
+
+LINES: dict[int, int] = {10: 1, 100: 14}
+"""How many rules make about so many lines."""
+
+
+def files(size: int, lines: int = 100) -> Iterator[tuple[str, bytes]]:
+    """A repository of ``size`` policies in all, the platform's among them, one file after the other."""
+    yield "policies/platform/rego.rego", PLATFORM.encode()
+    for number in range(size - 1):
+        yield f"policies/projects/p{number}/rego.rego", rego(f"p{number}", 0, LINES[lines]).encode()
+        yield f"policies/projects/p{number}/data.json", DATA.encode()

@@ -291,8 +291,8 @@ class Loop:
         for attempt in range(self._settings.conflict_retries + 1):
             head = await self._branch.head() if self._branch and not trigger.fetch else None
             try:
-                fence, renew = leadership.fence, self._renew
-                return await self._reconciler.run(fence, renew=renew, at_hand=head, trace=trigger.trace)
+                fence, renew, told = leadership.fence, self._renew, trigger.kind is not Kind.POLL
+                return await self._reconciler.run(fence, renew=renew, at_hand=head, told=told, trace=trigger.trace)
             except ConflictError:
                 if attempt == self._settings.conflict_retries or not leadership.valid():
                     raise
@@ -308,7 +308,7 @@ class Loop:
         self._metrics.passes.labels(outcome).inc()
         self._metrics.last_pass.set(self._clock().timestamp())
         self._metrics.pass_seconds.labels(outcome).observe(seconds)
-        self._metrics.policies.labels("live").set(len(result.live.written()))
+        self._metrics.policies.labels("live").set(result.live.count)
         self._metrics.policies.labels("held").set(len(result.held))
         self._metrics.blocked_deletions.set(len(result.ruling.blocked))
         self._metrics.foreign_keys.set(len(result.foreign))

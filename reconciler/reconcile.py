@@ -6,40 +6,42 @@ It reads the whole state that it needs, so missed or repeated triggers do no har
 
 from __future__ import annotations
 
-import asyncio
 import secrets
-from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
+from reconciler.applying import Applier
 from reconciler.aside import aside
-from reconciler.core.errors import CompactedError, ConflictError, RegopsError
+from reconciler.core.digest import LiveDigest
+from reconciler.core.errors import RegopsError
+from reconciler.core.focus import focus_of
 from reconciler.core.guards import Limits, Ruling, judge_deletions
 from reconciler.core.keyspace import Keyspace
-from reconciler.core.live import LivePolicy, LiveState, decode_live, live_digest, live_ranges
-from reconciler.core.model import DATA_FILE, PLATFORM, REGO_FILE, CommitInfo, Content, FileError, PolicyName, Tree
+from reconciler.core.live import LivePolicy, LiveState, decode_live, live_ranges
+from reconciler.core.model import DATA_FILE, PLATFORM, REGO_FILE, CommitInfo, FileError, PolicyName, Tree
 from reconciler.core.plan import Cause, Change, Operation, Plan, make_plan
-from reconciler.core.ports import Compare, Delete, Fence, KeyValueStore, Put, Range, Source, Target, Transaction
+from reconciler.core.ports import Compare, Delete, Fence, KeyValueStore, Put, Source, Target
 from reconciler.core.records import CHANGED_LIMIT, Applied, Confirmed, Held, Meta
 from reconciler.core.times import rfc3339
 from reconciler.core.tracing import NO_TRACER, Attribute, Tracer, traceparent
-from reconciler.core.transactions import Frame, Step, change_step, held_steps, join, pack
+from reconciler.core.transactions import Frame, Step, held_steps
 from reconciler.edits import TRACE_TRAILER
 from reconciler.validation import Judge, Resolution
 
 TRACED = 100
 """Commits of one pass whose traces it shows up in, the newest."""
-OWN_REVISIONS = 4096
-"""Store revisions of own writes that are remembered, so that the drift watch can tell them from others'."""
-
 Clock = Callable[[], datetime]
 
 
 @dataclass(frozen=True, slots=True)
 class PassResult:
     """What one pass found and did. ``stages`` are RFC 3339 times; ``wrote`` is whether etcd changed; ``before`` the
-    commit that was applied when it began, ``held_before`` what was held then."""
+    commit that was applied when it began, ``held_before`` what was held then.
+
+    A pass may look at a part of the policies only (see `reconciler.core.focus`): then ``resolution`` is about these,
+    and all else says the same as if it had looked at every one.
+    """
 
     commit: str
     height: int
@@ -102,8 +104,12 @@ class Reconciler:
         self._epoch = 0
         self._live: tuple[int, LiveState] | None = None
         self._settled: tuple[int, PassResult] | None = None
-        self._written: deque[int] = deque(maxlen=OWN_REVISIONS)
-        self._writing = asyncio.Lock()
+        self._rest = False
+        """Whether the settled pass had nothing to hold, to release or to withdraw: else the next one looks at the same
+        commit once more. What was withdrawn may have an older version that works; what was blocked, of so many live
+        policies, may pass now that there are others."""
+        self._digest: tuple[LiveState, LiveDigest] | None = None
+        self._applier = Applier(source, store, keyspace, tracer)
 
     def invalidate(self) -> None:
         """Forget what is known of etcd: the next pass reads it whole."""
@@ -115,25 +121,32 @@ class Reconciler:
 
     async def wrote(self, revision: int) -> bool:
         """Whether a store revision is one of this reconciler's own recent writes; waits for one under way."""
-        async with self._writing:
-            return revision in self._written
+        return await self._applier.wrote(revision)
 
     async def run(
-        self, fence: Fence, *, renew: bool = False, at_hand: str | None = None, trace: str | None = None
+        self,
+        fence: Fence,
+        *,
+        renew: bool = False,
+        at_hand: str | None = None,
+        told: bool = True,
+        trace: str | None = None,
     ) -> PassResult:
         """Make etcd equal to the head of the branch, as far as the guards and holds allow.
 
         ``renew`` writes ``applied`` anew (a new leader's first pass). ``at_hand`` is the head where it is known
-        already, since this replica has just pushed it: nothing is fetched then. ``trace``: the trace context of what
-        made it look; that of the commit itself goes before. Raises `ConflictError` when somebody
-        wrote first, `UnknownOutcomeError` when a write's answer did not come, and what the adapters raise.
+        already, since this replica has just pushed it: nothing is fetched then. ``told``: see `Source.fetch`.
+        ``trace``: the trace context of what made it look; that of the commit itself goes before. Raises
+        `ConflictError` when somebody wrote first, `UnknownOutcomeError` when a write's answer did not come, and what
+        the adapters raise.
         """
         began = self._clock()
         try:
-            commit = at_hand or await self._fetch()
+            commit = at_hand or await self._fetch(told=told)
             fetched = self._clock()
-            if not renew and self._settled and self._settled[0] == self._epoch and self._settled[1].commit == commit:
-                return replace(self._settled[1], wrote=False, stages={})
+            settled = self._settled[1] if self._rest and self._settled and self._settled[0] == self._epoch else None
+            if not renew and settled is not None and settled.commit == commit:
+                return replace(settled, wrote=False, stages={})
             known = await self._read_live()
             applied = known[1].applied.commit if known[1].applied else None
             traces = await self._traces(commit, applied)
@@ -144,11 +157,11 @@ class Reconciler:
             self._tracer.record("regops.fetch", began, fetched, span.context)
             stages = {"fetched_at": rfc3339(fetched)}
             result = await self._pass(fence, commit, stages, known, renew=renew, trace=span.context)
-            told: dict[str, Attribute] = {"regops__wrote": result.wrote, "regops__held": len(result.held)}
-            span.tell(vcs__ref__head__revision=commit, **told)
+            about: dict[str, Attribute] = {"regops__wrote": result.wrote, "regops__held": len(result.held)}
+            span.tell(vcs__ref__head__revision=commit, **about)
         for other, context in traces.items():  # they went live together, by one pass
-            told["vcs__ref__head__revision"] = other
-            self._tracer.record("regops.pass", began, self._clock(), context, link=span.context, **told)
+            about["vcs__ref__head__revision"] = other
+            self._tracer.record("regops.pass", began, self._clock(), context, link=span.context, **about)
         return result
 
     async def _traces(self, commit: str, applied: str | None) -> dict[str, str]:
@@ -194,6 +207,7 @@ class Reconciler:
             held_before=live.held,
             stages=stages,
         )
+        self._rest = True
         if live.suspended is None:
             result = await self._apply(fence, result, renew=renew, trace=trace)
         self._live = (epoch, result.live)
@@ -206,9 +220,9 @@ class Reconciler:
         desired = await self._decide(commit, live)
         return live, desired.plan, desired.held, desired.tree
 
-    async def _fetch(self) -> str:
+    async def _fetch(self, *, told: bool) -> str:
         try:
-            return await self._source.fetch()
+            return await self._source.fetch(told=told)
         except RegopsError as error:
             error.stage = "fetch"
             raise
@@ -223,9 +237,11 @@ class Reconciler:
         return epoch, await aside(len(read.ranges[0]), decode_live, self._keyspace, read)
 
     async def _decide(self, commit: str, live: LiveState) -> _Desired:
-        tree = await self._source.tree(commit)
-        ruling = await self._rule(tree, live)
-        resolution = await self._judge.resolve(tree, live, ruling.allowed)
+        former = self._settled[1] if self._settled and self._settled[1].live is live else None
+        tree = await self._source.tree(commit, since=former.commit if former else None)
+        focus = focus_of(tree, live, _undone(former)) if former else None
+        ruling = await self._rule(tree, live, focus)
+        resolution = await self._judge.resolve(tree, live, ruling.allowed, focus)
         deletions = {*ruling.allowed, *resolution.withdrawn} - resolution.targets.keys()
         kept = {name: target for name, target in resolution.targets.items() if name not in ruling.blocked}
         applied = live.applied
@@ -240,11 +256,11 @@ class Reconciler:
             rewritten=applied is not None and not await self._source.contains(commit, applied.commit),
         )
 
-    async def _rule(self, tree: Tree, live: LiveState) -> Ruling:
-        written = live.written()
+    async def _rule(self, tree: Tree, live: LiveState, focus: frozenset[PolicyName] | None) -> Ruling:
+        size = len(live.policies) if focus is None else len(focus)
         ruling = judge_deletions(
-            [name for name in written if _gone(name, tree)],
-            live=len(written),
+            await aside(size, _gone, tree, live, focus),
+            live=live.count,
             source_empty=not tree.found or not (tree.policies or tree.invalid),
             confirmed=await self._confirmed(tree.commit, live.confirmed),
             limits=self._limits,
@@ -262,11 +278,12 @@ class Reconciler:
     # --- apply -------------------------------------------------------------------------------------------------------
 
     async def _apply(self, fence: Fence, result: PassResult, *, renew: bool, trace: str | None) -> PassResult:
-        live = result.live
+        live, changes = result.live, result.plan.changes
         removing = self._foreign_steps(result)
         steps = [*removing, *held_steps(self._keyspace, result.held, live), *self._spent(result)]
         moved = live.applied is None or live.applied.commit != result.commit or live.applying is not None
-        if not (result.plan.changes or steps or moved or renew):
+        self._rest = not (steps or result.resolution.withdrawn or (result.ruling.blocked and changes))
+        if not (changes or steps or moved or renew):
             return result
         with self._tracer.span("regops.apply", trace) as span:
             return await self._write(fence, result, [removing, steps], renew=renew, trace=span.context)
@@ -275,43 +292,44 @@ class Reconciler:
         self, fence: Fence, result: PassResult, beside: Sequence[Sequence[Step]], *, renew: bool, trace: str | None
     ) -> PassResult:
         """The transactions. ``beside`` the plan's changes: the removal of foreign keys, and everything else with it."""
-        live, (removing, steps) = result.live, beside
+        live, changes, (removing, steps) = result.live, result.plan.changes, beside
         metas = await self._metas(result)
-        applied = await aside(len(live.policies) + len(result.plan.changes), self._applied, result, renew=renew)
-        applied = replace(applied, trace=trace)
+        digest = await self._digest_after(result)
+        applied = replace(self._applied(result, digest, renew=renew), trace=trace)
         frame = Frame(self._keyspace, fence, applied, live.applied_revision, live.applying_revision)
-        changes = [await self._step(change, metas) for change in result.plan.changes]
-        batches = pack([*changes, *steps])
-        async with self._writing:
-            revisions = await self._commit(frame, [join(batch) for batch in batches], trace)
-        of_steps = [rev for batch, rev in zip(batches, revisions, strict=True) for _ in batch]
-        new_live = _advance(result, metas, of_steps[: len(changes)], applied, revisions[-1])
-        if steps:
-            self._epoch += 1  # held, foreign or confirmed records moved: the next pass reads them again
+        try:
+            revisions = await self._applier.apply(frame, changes, metas, steps, trace)
+        except BaseException:
+            self.invalidate()  # part of it may stand in etcd
+            raise
+        new_live = await aside(len(changes), _advance, result, metas, revisions, applied)
+        new_live = self._after_steps(new_live, result, steps, revisions[len(changes) :])
+        self._digest = new_live, digest
+        if removing:
+            self._epoch += 1  # the next pass reads the request and what is foreign again
         foreign = () if removing else result.foreign
         stages = {**result.stages, "applied_at": self._now()}
         return replace(result, live=new_live, wrote=True, foreign=foreign, stages=stages)
 
-    async def _commit(self, frame: Frame, batches: Sequence[Step], trace: str | None) -> list[int]:
-        """Send each batch as one transaction; the store revision of each."""
-        if len(batches) == 1:
-            return [await self._send(frame.only(batches[0]), trace)]
-        marker = await self._send(frame.first(batches[0]), trace)
-        middle = [await self._send(frame.middle(batch, marker), trace) for batch in batches[1:-1]]
-        return [marker, *middle, await self._send(frame.last(batches[-1], marker), trace)]
+    def _after_steps(
+        self, live: LiveState, result: PassResult, steps: Sequence[Step], revisions: Sequence[int]
+    ) -> LiveState:
+        """The live state once the records of what is held are written, and a confirmation that was spent is gone."""
+        if not steps:
+            return live
+        keys, held = self._keyspace, dict(live.held_revisions)
+        written = [(op, rev) for step, rev in zip(steps, revisions, strict=True) for op in step.operations]
+        for operation, revision in written:
+            name = operation.key.removeprefix(keys.helds)
+            if name != operation.key:
+                held.pop(name, None)
+                if isinstance(operation, Put):
+                    held[name] = revision
+        live = replace(live, held=result.held, held_revisions=held)
+        spent = any(operation.key == keys.confirmed for operation, _ in written)
+        return replace(live, confirmed=None, confirmed_revision=0) if spent else live
 
-    async def _send(self, transaction: Transaction, trace: str | None) -> int:
-        with self._tracer.span("etcd.txn", trace, "client") as span:
-            size = len(transaction.operations)
-            span.tell(db__system__name="etcd", db__operation__name="txn", db__operation__batch__size=size)
-            outcome = await self._store.commit(transaction)
-        if not outcome.succeeded:
-            self.invalidate()
-            raise ConflictError("somebody else wrote to etcd first, or this replica no longer leads", reason="Conflict")
-        self._written.append(outcome.revision)
-        return outcome.revision
-
-    def _applied(self, result: PassResult, *, renew: bool) -> Applied:
+    def _applied(self, result: PassResult, digest: LiveDigest, *, renew: bool) -> Applied:
         before = result.live.applied
         names = [str(change.policy) for change in result.plan.changes]
         told = not renew and result.live.applying is None and len(names) <= CHANGED_LIMIT
@@ -321,60 +339,46 @@ class Reconciler:
             commit=result.commit,
             height=result.height,
             rewrites=(before.rewrites if before else 0) + result.rewritten,
-            digest=live_digest(_etags_after(result)),
+            digest=digest.hex,
             at=self._now(),
             changed=tuple(names) if told else None,
         )
 
+    async def _digest_after(self, result: PassResult) -> LiveDigest:
+        """The digest of what will be live: that of what is, taken further; made from nothing where it is not known."""
+        live, changes = result.live, result.plan.changes
+        put = {change.policy: change.target.blobs.etag for change in changes if change.target is not None}
+        gone = [change.policy for change in changes if change.target is None]
+        if self._digest is None or self._digest[0] is not live:
+            return await aside(len(live.policies) + len(changes), _whole_digest, live, put, gone)
+
+        def etag_of(name: PolicyName) -> str:
+            return put.get(name) or live.policies[name].etag or ""
+
+        return await aside(len(changes), self._digest[1].after, put, gone, etag_of)
+
     async def _metas(self, result: PassResult) -> dict[PolicyName, Meta]:
         """The new meta of each created or updated policy; a healed one keeps its own."""
         metas: dict[PolicyName, Meta] = {}
+        infos: dict[PolicyName, CommitInfo] = {}
+        current: list[PolicyName] = []
         for change in result.plan.changes:
             if change.target is None:
                 continue
             if change.cause is Cause.DRIFT and change.live.meta is not None:
                 metas[change.policy] = change.live.meta
             elif result.tree.policies.get(change.policy) == change.target.blobs:
-                metas[change.policy] = self._meta(change, await self._source.last_change(result.commit, change.policy))
+                current.append(change.policy)
             else:
-                metas[change.policy] = self._meta(change, await self._past(result.commit, change))
-        return metas
+                infos[change.policy] = await self._past(result.commit, change)
+        infos |= await self._source.last_changes(result.commit, current)
+        new = [change for change in result.plan.changes if change.policy in infos]
+        return metas | await aside(len(new), _new_metas, new, infos, self._now())
 
     async def _past(self, commit: str, change: Change) -> CommitInfo:
         versions = await self._source.past_versions(commit, change.policy)
         wanted = change.target.blobs if change.target else None
         return await self._source.info(next((v.commit for v in versions if v.blobs == wanted), commit))
-
-    def _meta(self, change: Change, info: CommitInfo) -> Meta:
-        if change.target is None:
-            raise ValueError("a deletion has no meta")
-        blobs = change.target.blobs
-        return Meta(
-            etag=blobs.etag,
-            commit=info.commit,
-            actor=info.author,
-            at=self._now(),
-            rego_version=change.target.rego_version,
-            rego=blobs.rego,
-            data=blobs.data,
-        )
-
-    async def _step(self, change: Change, metas: Mapping[PolicyName, Meta]) -> Step:
-        if change.target is None:
-            return change_step(self._keyspace, change, None, None)
-        content = await self._own_content(change) if change.cause is Cause.DRIFT else None
-        if content is None or content.blob_ids() != change.target.blobs:
-            content = await self._source.read(change.target.blobs)
-        return change_step(self._keyspace, change, content, metas[change.policy])
-
-    async def _own_content(self, change: Change) -> Content | None:
-        """What regops itself wrote, from etcd's history: Git may have lost it with a rewritten branch."""
-        keys = Range(self._keyspace.rego(change.policy)), Range(self._keyspace.data(change.policy))
-        try:
-            rego, data = (await self._store.read(*keys, revision=change.live.meta_revision)).ranges
-        except CompactedError:
-            return None
-        return Content(rego[0].value, data[0].value if data else None) if rego else None
 
     def _foreign_steps(self, result: PassResult) -> list[Step]:
         """Deletions of foreign keys, when the last request asked for them; they take the wish out of the request.
@@ -392,9 +396,10 @@ class Reconciler:
     def _foreign(self, tree: Tree, live: LiveState) -> dict[str, int]:
         """The keys, with their mod_revisions, that neither Git has nor regops wrote."""
         revisions = dict(live.foreign)
-        for name, policy in live.policies.items():
-            if policy.meta is None and name not in tree.policies:
-                revisions |= {f"{self._keyspace.policies}{name}/{file}": rev for file, rev in policy.files.items()}
+        for name in live.unwritten:
+            if name not in tree.policies and name not in tree.invalid:
+                files = live.policies[name].files
+                revisions |= {f"{self._keyspace.policies}{name}/{file}": rev for file, rev in files.items()}
         return revisions
 
     def _spent(self, result: PassResult) -> list[Step]:
@@ -411,10 +416,23 @@ class Reconciler:
         return rfc3339(self._clock())
 
 
-def _gone(name: PolicyName, tree: Tree) -> bool:
-    """Whether the commit really has this policy no more: of a ``projects`` that is no folder nothing is known."""
-    unknown = name != PLATFORM and "projects" in tree.invalid
-    return name not in tree.policies and name not in tree.invalid and not unknown
+def _undone(former: PassResult) -> Iterator[str]:
+    """What a pass did not bring to the state of its commit."""
+    yield from former.held
+    yield from former.ruling.blocked
+    yield from former.resolution.withdrawn
+
+
+def _gone(tree: Tree, live: LiveState, focus: frozenset[PolicyName] | None) -> list[PolicyName]:
+    """The live policies that the commit really has no more: of a ``projects`` that is no folder nothing is known."""
+    unknown = "projects" in tree.invalid
+    found = []
+    for name in live.policies if focus is None else focus:
+        there = name in tree.policies or name in tree.invalid or (unknown and name != PLATFORM)
+        policy = live.policies.get(name)
+        if not there and policy is not None and policy.meta is not None:
+            found.append(name)
+    return found
 
 
 def _blocked(ruling: Ruling, commit: str, live: LiveState) -> dict[str, Held]:
@@ -432,33 +450,37 @@ def _blocked(ruling: Ruling, commit: str, live: LiveState) -> dict[str, Held]:
     return held
 
 
-def _etags_after(result: PassResult) -> dict[PolicyName, str]:
-    etags = {name: policy.meta.etag for name, policy in result.live.written().items() if policy.meta}
-    for change in result.plan.changes:
-        if change.target is None:
-            etags.pop(change.policy, None)
-        else:
-            etags[change.policy] = change.target.blobs.etag
-    return etags
+def _whole_digest(live: LiveState, put: Mapping[PolicyName, str], gone: Iterable[PolicyName]) -> LiveDigest:
+    etags = {name: policy.meta.etag for name, policy in live.policies.items() if policy.meta} | dict(put)
+    for name in gone:
+        etags.pop(name, None)
+    return LiveDigest.of(etags)
+
+
+def _new_metas(changes: Iterable[Change], infos: Mapping[PolicyName, CommitInfo], now: str) -> dict[PolicyName, Meta]:
+    return {
+        change.policy: Meta(
+            etag=target.blobs.etag,
+            commit=infos[change.policy].commit,
+            actor=infos[change.policy].author,
+            at=now,
+            rego_version=target.rego_version,
+            rego=target.blobs.rego,
+            data=target.blobs.data,
+        )
+        for change in changes
+        if (target := change.target) is not None
+    }
 
 
 def _advance(
-    result: PassResult, metas: Mapping[PolicyName, Meta], revisions: Sequence[int], applied: Applied, last: int
+    result: PassResult, metas: Mapping[PolicyName, Meta], revisions: Sequence[int], applied: Applied
 ) -> LiveState:
     """The live state after an apply, without reading it again."""
-    policies = dict(result.live.policies)
-    for change, revision in zip(result.plan.changes, revisions, strict=True):
-        if change.target is None:
-            policies.pop(change.policy, None)
-            continue
-        files = {REGO_FILE: revision} | ({DATA_FILE: revision} if change.target.blobs.data is not None else {})
-        policies[change.policy] = LivePolicy(metas[change.policy], revision, files)
-    return replace(
-        result.live,
-        revision=last,
-        policies=policies,
-        applied=applied,
-        applied_revision=last,
-        applying=None,
-        applying_revision=0,
-    )
+    changes: dict[PolicyName, LivePolicy | None] = {}
+    for change, revision in zip(result.plan.changes, revisions, strict=False):
+        target = change.target
+        files = (REGO_FILE,) if target is None or target.blobs.data is None else (REGO_FILE, DATA_FILE)
+        live = None if target is None else LivePolicy(metas[change.policy], revision, dict.fromkeys(files, revision))
+        changes[change.policy] = live
+    return result.live.after(changes, applied, revisions[-1])

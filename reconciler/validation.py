@@ -11,6 +11,7 @@ import contextlib
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from operator import itemgetter
 from typing import Final, Literal
 
 from reconciler.aside import aside
@@ -62,7 +63,8 @@ class Pending:
 
 @dataclass(frozen=True, slots=True)
 class Resolution:
-    """What should be live, what is held and why, and which live projects a new platform drives out."""
+    """What should be live, what is held and why, and which live projects a new platform drives out. ``targets`` names
+    only policies that were looked at."""
 
     targets: Mapping[PolicyName, Target]
     held: Mapping[str, Held]
@@ -78,6 +80,7 @@ class _Draft:
     tree: Tree
     live: LiveState
     gone: Collection[PolicyName]
+    focus: frozenset[PolicyName] | None = None
     targets: dict[PolicyName, Target] = field(default_factory=dict)
     errors: dict[PolicyName, tuple[str, tuple[FileError, ...]]] = field(default_factory=dict)
     withdrawn: list[PolicyName] = field(default_factory=list)
@@ -87,7 +90,7 @@ class _Draft:
     @property
     def size(self) -> int:
         """How many policies there are to look through."""
-        return max(len(self.tree.policies), len(self.live.policies))
+        return max(len(self.tree.policies), len(self.live.policies)) if self.focus is None else len(self.focus)
 
     def live_target(self, policy: PolicyName) -> Target | None:
         """The version that is live now and may stay."""
@@ -97,8 +100,11 @@ class _Draft:
         return Target(found.blobs, found.meta.rego_version)
 
     def projects(self) -> dict[PolicyName, BlobIds]:
-        """The commit's well-formed projects."""
-        return {name: blobs for name, blobs in self.tree.policies.items() if name != PLATFORM}
+        """The commit's well-formed projects, of those that are looked at."""
+        if self.focus is None:
+            return {name: blobs for name, blobs in self.tree.policies.items() if name != PLATFORM}
+        found = {name: self.tree.policies.get(name) for name in self.focus if name != PLATFORM}
+        return {name: blobs for name, blobs in found.items() if blobs is not None}
 
     def stay(self, names: Collection[PolicyName]) -> None:
         """The live versions of these stay."""
@@ -119,11 +125,11 @@ class _Draft:
         return found, self.changed()
 
     def changed(self) -> dict[PolicyName, BlobIds]:
-        """Those of them whose version is not the live one."""
+        """Those of them whose version is not the live one, in order: the same in every replica."""
         live = self.live.policies
         return {
             name: blobs
-            for name, blobs in self.projects().items()
+            for name, blobs in sorted(self.projects().items(), key=itemgetter(0))
             if name not in live or live[name].etag != blobs.etag or live[name].blobs is None
         }
 
@@ -166,12 +172,19 @@ class Judge:
         """Raise what hinders the compiler; a judge can be asked without, and then raises the same."""
         await self._compiler.check()
 
-    async def resolve(self, tree: Tree, live: LiveState, gone: Collection[PolicyName] = ()) -> Resolution:
-        """Decide what should be live of ``tree``; ``gone`` are live policies whose deletion the guard allowed.
+    async def resolve(
+        self,
+        tree: Tree,
+        live: LiveState,
+        gone: Collection[PolicyName] = (),
+        focus: frozenset[PolicyName] | None = None,
+    ) -> Resolution:
+        """Decide what should be live of ``tree``; ``gone`` are live policies whose deletion the guard allowed. With a
+        ``focus`` only these are looked at, where policies stand alone: see `reconciler.core.focus`.
 
         Raises `TransientError` when Git or the compiler cannot be asked; never for a bad policy.
         """
-        draft = _Draft(tree, live, gone)
+        draft = _Draft(tree, live, gone, None if self._together else focus)
         if self._together:
             await self._whole(draft)
         else:
@@ -191,7 +204,7 @@ class Judge:
 
     async def _whole(self, draft: _Draft) -> None:
         """Hold what OPA blames, until the rest compiles together."""
-        versions = dict(draft.tree.policies)
+        versions = dict(sorted(draft.tree.policies.items(), key=itemgetter(0)))
         for raw, errors in draft.tree.invalid.items():
             if invalid := _policy(raw):
                 draft.errors[invalid] = ("InvalidLayout", errors)
@@ -210,7 +223,7 @@ class Judge:
 
     async def _set_verdicts(self, versions: Mapping[PolicyName, BlobIds]) -> Mapping[PolicyName, Verdict]:
         """The verdicts of one set; the last set is remembered."""
-        if self._set[0] != versions:
+        if self._set[0] != (versions := dict(versions)):
             verdicts: dict[PolicyName, Verdict] = {}
             candidates = []
             for name, blobs in versions.items():
@@ -219,7 +232,7 @@ class Judge:
                 else:
                     candidates.append(Candidate(name, await self._read(blobs)))
             verdicts.update(await self._compiler.together(candidates))
-            self._set = (dict(versions), verdicts)
+            self._set = (versions, verdicts)
         return self._set[1]
 
     # --- edits that are in no commit yet -----------------------------------------------------------------------------
@@ -413,7 +426,7 @@ class Judge:
         self._verdicts.unpin()
 
     def _drive_out(self, draft: _Draft, broken: Mapping[PolicyName, tuple[FileError, ...]]) -> None:
-        for name, errors in broken.items():
+        for name, errors in sorted(broken.items()):
             draft.errors[name] = ("BrokenByPlatform", errors)
             if name in draft.live.policies:
                 draft.withdrawn.append(name)

@@ -135,6 +135,6 @@ class _Mirror(InMemorySource):
         self._other = branch
         self._commits, self._blobs = branch._commits, branch._blobs
 
-    async def fetch(self) -> str:
+    async def fetch(self, *, told: bool = True) -> str:
         self.head = self._other.head
-        return await super().fetch()
+        return await super().fetch(told=told)

@@ -170,9 +170,9 @@ class Timed(InMemorySource):
         super().__init__()
         self.times: list[float] = []
 
-    async def fetch(self) -> str:
+    async def fetch(self, *, told: bool = True) -> str:
         self.times.append(monotonic())
-        return await super().fetch()
+        return await super().fetch(told=told)
 
 
 async def test_backoff_doubles_has_jitter_and_ends_with_the_fault(

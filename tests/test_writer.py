@@ -34,12 +34,12 @@ class Paused(GitSource):
     def go_on_reading(self) -> None:
         self._reading.set()
 
-    async def tree(self, commit: str) -> Tree:
+    async def tree(self, commit: str, since: str | None = None) -> Tree:
         if getattr(self, "_next", False):
             self._next = False
             self.reached.set()
             await self._reading.wait()
-        return await super().tree(commit)
+        return await super().tree(commit, since)
 
 
 class _Lenient:

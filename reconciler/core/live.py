@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
+
+from immutables import Map
 
 from reconciler.core.keyspace import Keyspace
 from reconciler.core.model import DATA_FILE, REGO_FILE, BlobIds, PolicyName, policy_name
@@ -56,12 +57,13 @@ class LiveState:
     """Everything a pass needs to know of etcd, as of store revision ``revision``.
 
     ``policies`` has the policies that regops wrote, and those keys of well-formed names that it did not write (without
-    meta); ``foreign`` the keys below the policies' prefix that are neither. ``held_revisions`` and ``*_revision`` are
-    mod_revisions, 0 for absent keys.
+    meta; they are named in ``unwritten``); ``foreign`` the keys below the policies' prefix that are neither.
+    ``held_revisions`` and ``*_revision`` are mod_revisions, 0 for absent keys.
     """
 
     revision: int = 0
     policies: Mapping[PolicyName, LivePolicy] = field(default_factory=dict)
+    unwritten: frozenset[PolicyName] = frozenset()
     foreign: Mapping[str, int] = field(default_factory=dict)
     held: Mapping[str, Held] = field(default_factory=dict)
     held_revisions: Mapping[str, int] = field(default_factory=dict)
@@ -75,9 +77,34 @@ class LiveState:
     confirmed: Confirmed | None = None
     confirmed_revision: int = 0
 
+    @property
+    def count(self) -> int:
+        """How many policies regops put live."""
+        return len(self.policies) - len(self.unwritten)
+
     def written(self) -> dict[PolicyName, LivePolicy]:
         """The policies that regops put live."""
         return {name: policy for name, policy in self.policies.items() if policy.meta is not None}
+
+    def after(self, changes: Mapping[PolicyName, LivePolicy | None], applied: Applied, revision: int) -> LiveState:
+        """The state after an apply that changed these policies (``None``: deleted) and wrote ``applied`` last, at
+        ``revision``. Costs what changed: the rest is shared with this state."""
+        policies = (self.policies if isinstance(self.policies, Map) else Map(self.policies)).mutate()
+        for name, policy in changes.items():
+            if policy is not None:
+                policies[name] = policy
+            else:
+                policies.pop(name, None)
+        return replace(
+            self,
+            revision=revision,
+            policies=policies.finish(),
+            unwritten=self.unwritten.difference(changes),
+            applied=applied,
+            applied_revision=revision,
+            applying=None,
+            applying_revision=0,
+        )
 
 
 def live_ranges(keyspace: Keyspace) -> tuple[Range, ...]:
@@ -101,7 +128,8 @@ def decode_live(keyspace: Keyspace, read: Read) -> LiveState:
     held = {kv.key.removeprefix(keyspace.helds): _decode(Held, kv) for kv in helds}
     return LiveState(
         revision=read.revision,
-        policies=policies,
+        policies=Map(policies),
+        unwritten=frozenset(name for name, policy in policies.items() if policy.meta is None),
         foreign=foreign,
         held={name: record for name, record in held.items() if record is not None},
         held_revisions={kv.key.removeprefix(keyspace.helds): kv.mod_revision for kv in helds},
@@ -115,12 +143,6 @@ def decode_live(keyspace: Keyspace, read: Read) -> LiveState:
         confirmed=_first(Confirmed, confirmed),
         confirmed_revision=_revision(confirmed),
     )
-
-
-def live_digest(etags: Mapping[PolicyName, str]) -> str:
-    """Digest (SHA-256, hex) of a whole set of live policies: equal sets, equal digests, in every replica."""
-    lines = "".join(f"{name} {etag}\n" for name, etag in sorted(etags.items()))
-    return hashlib.sha256(lines.encode()).hexdigest()
 
 
 def _policies(

@@ -124,7 +124,8 @@ class Tree:
 
     ``policies``: every well-formed policy. ``invalid``: policies (or raw paths, for impossible names) that the layout
     alone refuses (a link, a missing ``rego.rego`` …). ``ignored``: paths that are not published, below ``git.path``.
-    ``found``: whether ``git.path`` exists and is a folder in that commit.
+    ``found``: whether ``git.path`` exists and is a folder in that commit. ``changed``: every policy in which it differs
+    from the tree of the commit ``since``, and perhaps others; ``None`` where that is not known.
     """
 
     commit: str
@@ -132,6 +133,8 @@ class Tree:
     invalid: Mapping[str, tuple[FileError, ...]] = field(default_factory=dict)
     ignored: tuple[str, ...] = ()
     found: bool = True
+    since: str | None = None
+    changed: frozenset[PolicyName] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -60,8 +60,9 @@ class BranchCommit:
 class Source(Protocol):
     """A branch of a Git repository, read from a bare mirror."""
 
-    async def fetch(self) -> str:
-        """Bring the branch's head into the mirror and return its commit id (40 hex).
+    async def fetch(self, *, told: bool = True) -> str:
+        """Bring the branch's head into the mirror and return its commit id (40 hex). ``told``: somebody says that it
+        has moved, so that looking first whether it has would only take longer.
 
         Raises `TransientError` (reasons ``FetchFailed``, ``FetchTimeout``, ``DiskFull``) or `StalledError` (reasons
         ``NoCommit`` for a repository without a commit, ``BranchNotFound``, ``AuthenticationFailed``,
@@ -69,8 +70,9 @@ class Source(Protocol):
         """
         ...
 
-    async def tree(self, commit: str) -> Tree:
-        """The desired state of one commit: names, modes and ids only."""
+    async def tree(self, commit: str, since: str | None = None) -> Tree:
+        """The desired state of one commit: names, modes and ids only. ``since``: another commit, from whose state it is
+        to tell what changed, if that can be told without reading everything (see `Tree`)."""
         ...
 
     async def read(self, blobs: BlobIds) -> Content:
@@ -97,6 +99,10 @@ class Source(Protocol):
 
     async def last_change(self, commit: str, policy: PolicyName) -> CommitInfo:
         """The newest commit in the first-parent history of ``commit`` that changed the policy."""
+        ...
+
+    async def last_changes(self, commit: str, policies: Sequence[PolicyName]) -> Mapping[PolicyName, CommitInfo]:
+        """`last_change` of each of these, found in one walk."""
         ...
 
     async def height(self, commit: str) -> int:

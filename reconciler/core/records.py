@@ -13,6 +13,8 @@ from typing import Any, ClassVar, Self
 
 from reconciler.core.model import FileError
 
+_string = json.encoder.encode_basestring
+_JSON = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 CHANGED_LIMIT = 100
 """Above so many changed policies, `Applied.changed` is left out and agents read everything in their scope."""
 HELD_ERRORS_LIMIT = 20
@@ -27,7 +29,7 @@ class Record:
 
     def encode(self) -> bytes:
         """The bytes to put into etcd."""
-        return json.dumps(asdict(self), sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+        return _encode(asdict(self))
 
     @classmethod
     def decode(cls, value: bytes) -> Self:
@@ -52,9 +54,9 @@ class Applied(Record):
 
     ``id`` is random; ``previous`` the id before (so that a mirror knows that it missed nothing); ``height`` the number
     of commits reachable from ``commit``; ``rewrites`` how often a rewritten history was followed; ``changed`` the
-    policies that this apply changed (``None`` when more than `CHANGED_LIMIT`, or not known); ``digest`` the digest of
-    all live ETags (`live_digest`); ``at`` RFC 3339 UTC; ``trace`` the trace context of the apply (W3C), left out where
-    nobody traces.
+    policies that this apply changed (``None`` when more than `CHANGED_LIMIT`, or not known); ``digest`` that of all
+    live ETags, for people to compare (`reconciler.core.digest`; earlier releases gave another); ``at`` RFC 3339
+    UTC; ``trace`` the trace context of the apply (W3C), left out where nobody traces.
     """
 
     optional: ClassVar[frozenset[str]] = frozenset({"previous", "changed", "trace"})
@@ -109,6 +111,14 @@ class Meta(Record):
     rego_version: int = 1
     rego: str = ""
     data: str | None = None
+
+    def encode(self) -> bytes:
+        """See `Record.encode`, to the byte: there are as many of these as policies, and all their values are plain."""
+        data = "null" if self.data is None else _string(self.data)
+        return (
+            f'{{"actor":{_string(self.actor)},"at":{_string(self.at)},"commit":{_string(self.commit)},"data":{data},'
+            f'"etag":{_string(self.etag)},"rego":{_string(self.rego)},"rego_version":{self.rego_version}}}'
+        ).encode()
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,6 +196,10 @@ class Receipt(Record):
     stages: Mapping[str, str] | None = None
     digest: str | None = None
     seen_at: str | None = None
+
+
+def _encode(document: Mapping[str, Any]) -> bytes:
+    return _JSON.encode(document).encode()
 
 
 def _only(error: Mapping[str, Any]) -> dict[str, Any]:

@@ -28,13 +28,18 @@ class Step:
 
     compares: tuple[Compare, ...] = ()
     operations: tuple[Put | Delete, ...] = ()
+    removes: bool = False
+    """Whether it takes a policy out of etcd: that comes last, when all else has succeeded."""
 
     @property
     def size(self) -> int:
         """Estimated bytes on the wire."""
-        keys = sum(len(compare.key) + 24 for compare in self.compares)
-        puts = sum(len(op.key) + 24 + (len(op.value) if isinstance(op, Put) else 0) for op in self.operations)
-        return keys + puts
+        size = 24 * (len(self.compares) + len(self.operations))
+        for compare in self.compares:
+            size += len(compare.key)
+        for operation in self.operations:
+            size += len(operation.key) + (len(operation.value) if isinstance(operation, Put) else 0)
+        return size
 
 
 def change_step(keyspace: Keyspace, change: Change, content: Content | None, meta: Meta | None) -> Step:
@@ -45,7 +50,7 @@ def change_step(keyspace: Keyspace, change: Change, content: Content | None, met
     compares.append(Compare(keyspace.meta(change.policy), Target.MOD, live.meta_revision))
     if change.operation is Operation.DELETE:
         gone: list[Put | Delete] = [Delete(keys[file]) for file in live.files]
-        return Step(tuple(compares), (*gone, Delete(keyspace.meta(change.policy))))
+        return Step(tuple(compares), (*gone, Delete(keyspace.meta(change.policy))), removes=True)
     if content is None or meta is None:
         raise ValueError(f"{change.policy}: a {change.operation} needs content and meta")
     operations: list[Put | Delete] = [Put(keys[REGO_FILE], content.rego)]
@@ -69,21 +74,39 @@ def held_steps(keyspace: Keyspace, held: Mapping[str, Held], live: LiveState) ->
     return steps
 
 
+class Packer:
+    """Cuts steps, in their order, into as few transactions as the limits allow, while they come."""
+
+    def __init__(self, *, max_operations: int = MAX_OPERATIONS, max_bytes: int = MAX_BYTES) -> None:
+        self._max_operations = max_operations
+        self._max_bytes = max_bytes
+        self._batch: list[Step] = []
+        self._operations = self._size = 0
+
+    def add(self, step: Step) -> tuple[Step, ...] | None:
+        """The batch that is full without this step, if it is."""
+        width, size, full = max(len(step.compares), len(step.operations)), step.size, None
+        if self._batch and (self._operations + width > self._max_operations or self._size + size > self._max_bytes):
+            full = self.rest()
+        self._batch.append(step)
+        self._operations += width
+        self._size += size
+        return full
+
+    def rest(self) -> tuple[Step, ...]:
+        """What is left, and the packer is empty."""
+        batch = tuple(self._batch)
+        self._batch, self._operations, self._size = [], 0, 0
+        return batch
+
+
 def pack(
     steps: Iterable[Step], *, max_operations: int = MAX_OPERATIONS, max_bytes: int = MAX_BYTES
 ) -> list[tuple[Step, ...]]:
-    """Cut the steps, in their order, into as few transactions as the limits allow; one empty one for no steps."""
-    batches: list[list[Step]] = [[]]
-    operations = size = 0
-    for step in steps:
-        width = max(len(step.compares), len(step.operations))
-        if batches[-1] and (operations + width > max_operations or size + step.size > max_bytes):
-            batches.append([])
-            operations = size = 0
-        batches[-1].append(step)
-        operations += width
-        size += step.size
-    return [tuple(batch) for batch in batches]
+    """All steps in as few transactions as the limits allow; one empty one for no steps."""
+    packer = Packer(max_operations=max_operations, max_bytes=max_bytes)
+    batches = [batch for step in steps if (batch := packer.add(step))]
+    return [*batches, packer.rest()]
 
 
 def join(steps: Iterable[Step]) -> Step:
@@ -92,6 +115,7 @@ def join(steps: Iterable[Step]) -> Step:
     return Step(
         tuple(compare for step in steps for compare in step.compares),
         tuple(operation for step in steps for operation in step.operations),
+        any(step.removes for step in steps),
     )
 
 

@@ -73,7 +73,7 @@ def plan(target: Target, folder: Path | None, commit: str | None, *, exit_code: 
 
 
 def _as_text(what: str, live: LiveState, planned: Plan, held: Mapping[str, Held]) -> str:
-    lines = [f"{what}; {len(live.written())} policies live"]
+    lines = [f"{what}; {live.count} policies live"]
     if live.suspended:
         lines.append("Suspended: a sync would change nothing until `regops resume`")
     if planned.changes:
@@ -90,7 +90,7 @@ def _as_json(head: str, live: LiveState, planned: Plan, held: Mapping[str, Held]
     document: dict[str, Any] = {
         "commit": head or None,
         "suspended": live.suspended is not None,
-        "policies": {"live": len(live.written())},
+        "policies": {"live": live.count},
         "changes": [
             {
                 "policy": change.policy,

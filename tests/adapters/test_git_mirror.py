@@ -316,10 +316,10 @@ class _Counted(GitSource):
 
     fetches = 0
 
-    async def _bring(self) -> str:
+    async def _bring(self, *, told: bool) -> str:
         self.fetches += 1
         await asyncio.sleep(0.05)
-        return await super()._bring()
+        return await super()._bring(told=told)
 
 
 async def test_however_many_ask_at_once_each_waits_for_two_fetches_at_most(remote: Remote, mirror: Path) -> None:

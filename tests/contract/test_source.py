@@ -62,6 +62,17 @@ async def test_fetch_returns_the_head_of_the_branch(world: World) -> None:
     assert await world.source.fetch() == second
 
 
+async def test_a_poll_sees_the_branch_move_like_any_other_look(world: World) -> None:
+    first = world.origin.commit(SEED)
+    assert await world.source.fetch(told=False) == first
+    assert await world.source.fetch(told=False) == first
+    second = world.origin.commit({REGO: b"package projects.alpha\n"})
+    assert await world.source.fetch(told=False) == second
+    assert (await world.source.tree(second)).found
+    world.origin.force_push(first)
+    assert await world.source.fetch(told=False) == first
+
+
 async def test_a_remote_without_a_commit_is_not_a_missing_branch(world: World) -> None:
     with pytest.raises(StalledError) as empty:
         await world.source.fetch()
@@ -140,6 +151,39 @@ async def test_an_impossible_name_is_invalid_under_its_raw_path(world: World, na
     assert set(tree.policies) == {PLATFORM, ALPHA, BETA}
 
 
+async def test_a_tree_tells_which_policies_differ_from_another_commits(world: World) -> None:
+    seed = world.origin.commit(SEED)
+    changes: list[dict[str, bytes | None]] = [
+        {REGO: b"package projects.alpha\n"},
+        {"policies/projects/beta": None, "policies/projects/gamma/rego.rego": b"package projects.gamma\n"},
+        {"policies/projects/gamma/rego.rego": None, "policies/projects/gamma/README": b"broken"},
+        {"policies/projects/X/rego.rego": b"", "README.md": b"", "policies/notes.txt": b""},
+        {"policies/platform/data.json": b"{}"},
+    ]
+    commits = [seed, *(world.origin.commit(files) for files in changes)]
+    await world.source.fetch()
+    trees = [await world.source.tree(commit) for commit in commits]
+    for old in trees:
+        for new in trees:
+            told = (await world.source.tree(new.commit, since=old.commit)).changed
+            before, after = ({**tree.policies, **tree.invalid} for tree in (old, new))
+            differing = {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)}
+            assert told is not None
+            assert differing - {"projects/X"} <= told, (old.commit, new.commit)
+            assert len(told) <= len(differing)
+    assert (await world.source.tree(seed, since=seed)).changed == frozenset()
+    assert (await world.source.tree(seed, since="1" * 40)).changed is None
+    assert (await world.source.tree(seed)).changed is None
+
+
+async def test_against_a_commit_without_policies_nothing_is_told(world: World) -> None:
+    empty = world.origin.commit({"README.md": b""})
+    seed = world.origin.commit(SEED)
+    await world.source.fetch()
+    assert (await world.source.tree(seed, since=empty)).changed is None
+    assert (await world.source.tree(empty, since=seed)).changed is None
+
+
 @pytest.mark.parametrize("files", [{"policies": b"a file"}, {"other/rego.rego": b""}])
 async def test_a_missing_or_replaced_policies_folder_is_not_found(world: World, files: Mapping[str, bytes]) -> None:
     head = world.origin.commit(files)
@@ -182,6 +226,20 @@ async def test_the_last_change_is_the_commit_that_touched_the_published_files(wo
     assert (await world.source.last_change(beta, BETA)).commit == beta
     assert (await world.source.last_change(beta, ALPHA)).commit == alpha
     assert (await world.source.last_change(readme, BETA)).commit == seed
+
+
+async def test_the_last_changes_of_many_are_those_of_each(world: World) -> None:
+    world.origin.commit(SEED)
+    world.origin.commit({REGO: b"package projects.alpha\n"})
+    head = world.origin.commit({"policies/projects/beta": None})
+    await world.source.fetch()
+    names = [PLATFORM, ALPHA, BETA]
+    changes = await world.source.last_changes(head, names)
+    assert changes == {name: await world.source.last_change(head, name) for name in names}
+    assert await world.source.last_changes(head, []) == {}
+    with pytest.raises(StalledError) as never:
+        await world.source.last_changes(head, [ALPHA, project_policy("gamma")])
+    assert never.value.reason == "PolicyNotFound"
 
 
 async def test_a_merge_is_the_change_of_what_its_branch_brought(world: World) -> None:
@@ -258,9 +316,10 @@ async def test_a_deleted_branch_is_not_found(world: World) -> None:
     head = world.origin.commit(SEED)
     await world.source.fetch()
     world.origin.delete_branch()
-    with pytest.raises(StalledError) as gone:
-        await world.source.fetch()
-    assert gone.value.reason in {"BranchNotFound", "NoCommit"}
+    for told in (True, False):
+        with pytest.raises(StalledError) as gone:
+            await world.source.fetch(told=told)
+        assert gone.value.reason in {"BranchNotFound", "NoCommit"}
     assert (await world.source.tree(head)).found
 
 

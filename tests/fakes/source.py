@@ -7,7 +7,7 @@ import hashlib
 import re
 from collections import Counter, defaultdict, deque
 from collections.abc import Container, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 from reconciler.core.errors import RegopsError, StalledError, TransientError
@@ -99,7 +99,7 @@ class InMemorySource:
 
     # The port.
 
-    async def fetch(self) -> str:
+    async def fetch(self, *, told: bool = True) -> str:  # noqa: ARG002 nothing is cheaper than this
         await self._called("fetch")
         if self.head is None:
             reason = "BranchNotFound" if self._commits else "NoCommit"
@@ -107,8 +107,18 @@ class InMemorySource:
         self._fetched |= self._reachable(self.head)
         return self.head
 
-    async def tree(self, commit: str) -> Tree:
+    async def tree(self, commit: str, since: str | None = None) -> Tree:
         await self._called("tree")
+        found = self._tree_of(commit)
+        if since is None or since not in self._fetched:
+            return found
+        former = self._tree_of(since)
+        before, after = ({**each.policies, **each.invalid} for each in (former, found))
+        states = {name: (before.get(name), after.get(name)) for name in before.keys() | after.keys()}
+        changed = frozenset(PolicyName(name) for name, (old, new) in states.items() if old != new and _possible(name))
+        return replace(found, since=since, changed=changed if former.found and found.found else None)
+
+    def _tree_of(self, commit: str) -> Tree:
         files = self._get(commit).files
         prefix = f"{self._path}/"
         below = {path.removeprefix(prefix): content for path, content in files.items() if path.startswith(prefix)}
@@ -150,6 +160,10 @@ class InMemorySource:
             if self._files_of(step, policy) != (self._files_of(before, policy) if before else {}):
                 return self._get(step).info
         raise StalledError(f"{policy} never was", reason="PolicyNotFound")
+
+    async def last_changes(self, commit: str, policies: Sequence[PolicyName]) -> Mapping[PolicyName, CommitInfo]:
+        await self._called("last_changes")
+        return {policy: await self.last_change(commit, policy) for policy in policies}
 
     async def height(self, commit: str) -> int:
         await self._called("height")
@@ -269,6 +283,10 @@ class InMemorySource:
         files = self._commits[commit].files
         paths = {name: f"{self._path}/{policy}/{name}" for name in ("rego.rego", "data.json")}
         return {name: git_blob_id(files[path]) for name, path in paths.items() if path in files}
+
+
+def _possible(name: str) -> bool:
+    return name == PLATFORM or is_project_name(name.removeprefix("projects/"))
 
 
 def _blobs_at(files: Mapping[str, str]) -> BlobIds | None:

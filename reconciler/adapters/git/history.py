@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections import OrderedDict
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from datetime import UTC, datetime
 from typing import Final
 
 import pygit2
 
+from reconciler.adapters.git.difference import RawTrees
 from reconciler.adapters.git.failures import clean
 from reconciler.adapters.git.objects import FOLDER, CommitNotFoundError, commit_of, entries_of
-from reconciler.adapters.git.places import Place, RawTrees, Trees, places
+from reconciler.adapters.git.places import Place, Trees, places
 from reconciler.adapters.git.tree import Layout, read_folder, subfolder
 from reconciler.core.errors import StalledError
 from reconciler.core.model import DATA_FILE, REGO_FILE, BlobIds, CommitInfo, PolicyName
@@ -115,27 +115,34 @@ class Changes:
     published files' ids or kinds: a new README or test changes no policy.
     """
 
-    def __init__(self, layout: Layout) -> None:
+    def __init__(self, layout: Layout, trees: RawTrees) -> None:
         self._layout = layout
         self._indexes: list[_Index] = []
-        self._trees: RawTrees = OrderedDict()
+        self._trees = trees
 
-    def last_change(
-        self, repository: pygit2.Repository, commit: str, policy: PolicyName
-    ) -> Generator[None, None, CommitInfo]:
-        """The newest commit that changed the policy. One walk at a time. `StalledError` when none ever did."""
+    def last_changes(
+        self, repository: pygit2.Repository, commit: str, policies: Sequence[PolicyName]
+    ) -> Generator[None, None, dict[PolicyName, CommitInfo]]:
+        """The newest commit that changed each policy. One walk at a time. `StalledError` when none ever did."""
         head = commit_of(repository, commit)
         index = yield from self._index_at(repository, head)
         trees = Trees(repository, self._trees)
-        while (found := index.last.get(policy)) is None and index.frontier is not None:
-            step = commit_of(repository, str(index.frontier))
-            _fill(index.last, changed_by(trees, self._layout, step), str(step.id))
-            index.frontier = next(iter(step.parent_ids), None)
-            yield
-        if found is None:
-            message = f"No commit up to {commit} has the policy {policy}"
-            raise StalledError(message, reason="PolicyNotFound")
-        return info_of(commit_of(repository, found))
+        infos: dict[str, CommitInfo] = {}
+        changes: dict[PolicyName, CommitInfo] = {}
+        for policy in policies:
+            while (found := index.last.get(policy)) is None and index.frontier is not None:
+                step = commit_of(repository, str(index.frontier))
+                _fill(index.last, changed_by(trees, self._layout, step), str(step.id))
+                index.frontier = next(iter(step.parent_ids), None)
+                yield
+            if found is None:
+                message = f"No commit up to {commit} has the policy {policy}"
+                raise StalledError(message, reason="PolicyNotFound")
+            if found not in infos:
+                infos[found] = info_of(commit_of(repository, found))
+                yield
+            changes[policy] = infos[found]
+        return changes
 
     def _index_at(self, repository: pygit2.Repository, head: pygit2.Commit) -> Generator[None, None, _Index]:
         """An index that begins at ``head``: one that is known, one moved forward to it, or a new one."""

@@ -7,6 +7,7 @@ from typing import Final
 
 import pygit2
 
+from reconciler.adapters.git.difference import RawTrees
 from reconciler.adapters.git.history import first_parent, info_of, printable
 from reconciler.adapters.git.objects import FOLDER, CommitNotFoundError, commit_of
 from reconciler.adapters.git.places import Place, Trees, places
@@ -35,11 +36,16 @@ def line(repository: pygit2.Repository, commit: str, known: Container[str]) -> G
 
 
 def branch_commits(
-    repository: pygit2.Repository, layout: Layout, commits: Sequence[str], only: PolicyName | None, regops: Identity
+    repository: pygit2.Repository,
+    layout: Layout,
+    commits: Sequence[str],
+    only: PolicyName | None,
+    regops: Identity,
+    kept: RawTrees,
 ) -> Generator[None, None, dict[str, BranchCommit]]:
     """See `Source.branch_commits`."""
     found: dict[str, BranchCommit] = {}
-    trees = Trees(repository)
+    trees = Trees(repository, kept)
     for name in commits:
         try:
             commit = commit_of(repository, name)
@@ -56,9 +62,10 @@ def contents(
 ) -> Generator[None, None, list[Content | None]]:
     """See `Source.contents`."""
     found: list[Content | None] = []
+    known: dict[str, bytes] = {}
     size = 0
     for blobs in wanted:
-        content = None if blobs is None else _content(repository, blobs, limit)
+        content = None if blobs is None else _content(repository, blobs, limit, known)
         found.append(content)
         size += 0 if content is None else content.size
         if size >= budget:
@@ -67,11 +74,21 @@ def contents(
     return found
 
 
-def _content(repository: pygit2.Repository, blobs: BlobIds, limit: int) -> Content | None:
-    ids = [pygit2.Oid(hex=blob) for blob in (blobs.rego, blobs.data) if blob is not None]
-    if sum(repository.odb.read_header(oid)[1] for oid in ids) > limit:
+def _content(repository: pygit2.Repository, blobs: BlobIds, limit: int, known: dict[str, bytes]) -> Content | None:
+    """The texts, unless they are too large. ``known``: what was read before; many policies have the same data."""
+    texts: list[bytes] = []
+    for blob in (blobs.rego, blobs.data):
+        if blob is None:
+            continue
+        if blob not in known:
+            oid = pygit2.Oid(hex=blob)
+            if repository.odb.read_header(oid)[1] > limit:
+                return None
+            known[blob] = repository.odb.read(oid)[1]
+        texts.append(known[blob])
+    if sum(map(len, texts)) > limit:
         return None
-    rego, *data = [repository.odb.read(oid)[1] for oid in ids]
+    rego, *data = texts
     return Content(rego, data[0] if data else None)
 
 

@@ -14,6 +14,7 @@ from pygit2.enums import ObjectType
 
 from reconciler.adapters.git import history, landed
 from reconciler.adapters.git.access import Access
+from reconciler.adapters.git.difference import RawTrees
 from reconciler.adapters.git.failures import MirrorDamagedError, MirrorLockedError, clean
 from reconciler.adapters.git.folder import MirrorFolder
 from reconciler.adapters.git.objects import Objects, commit_of, entries_of
@@ -64,7 +65,8 @@ class GitSource:
         self._folder = MirrorFolder(mirror, remote)
         self._transport = Transport(remote, branch, access or Access())
         self._objects = Objects(self._folder.path)
-        self._layout = Layout(path)
+        trees = self._trees = RawTrees()
+        self._layout = Layout(path, trees)
         self._push_timeout = push_timeout
         self._pen = Pen(path, committer)
         self._committer = committer
@@ -73,14 +75,14 @@ class GitSource:
         self._packs = 0
         self._pushes = 0
         self._heights = history.Heights()
-        self._changes = history.Changes(self._layout)
+        self._changes = history.Changes(self._layout, trees)
         self._fetching = asyncio.Lock()
         self._begun = self._ended = 0
         """Numbers of the newest fetch that began, and of the newest one with an outcome."""
         self._failure: RegopsError | None = None
         self._walking = asyncio.Lock()
 
-    async def fetch(self) -> str:
+    async def fetch(self, *, told: bool = True) -> str:
         """See `Source.fetch`. One at a time; callers that wait for another's fetch then share the next one, and its
         failure: however many ask, none waits for more than two.
 
@@ -96,17 +98,17 @@ class GitSource:
                     return self._head
             self._begun = number = self._begun + 1
             try:
-                self._head = await self._newest()
+                self._head = await self._newest(told=told)
             except RegopsError as error:
                 self._ended, self._failure = number, error
                 raise
             self._ended, self._failure = number, None
             return self._head
 
-    async def _newest(self) -> str:
+    async def _newest(self, *, told: bool) -> str:
         for _ in range(_FETCHES):
             pushes = self._pushes
-            head = await self._bring()
+            head = await self._bring(told=told)
             if pushes == self._pushes:
                 return head
         return self._head or head
@@ -146,18 +148,18 @@ class GitSource:
         async with self._walking:
             return await self._objects.walk(lambda repository: self._trailers.find(repository, head, name, since))
 
-    async def _bring(self) -> str:
+    async def _bring(self, *, told: bool) -> str:
         """The branch's head, fetched into the mirror, or cloned where there is no usable one."""
         if await self._objects.files(self._folder.usable) and not self._objects.damaged:
             try:
-                return await self._update()
+                return await self._unmoved(told=told) or await self._update()
             except MirrorDamagedError as error:
                 log.warning("git mirror is damaged", extra={"cause": clean(error.message)})
         return await self._clone()
 
-    async def tree(self, commit: str) -> Tree:
+    async def tree(self, commit: str, since: str | None = None) -> Tree:
         """See `Source.tree`."""
-        return await self._objects.run(lambda repository: self._layout.read(repository, commit))
+        return await self._objects.run(lambda repository: self._layout.read(repository, commit, since))
 
     async def read(self, blobs: BlobIds) -> Content:
         """See `Source.read`: the bytes as Git has them, line ends and LFS pointers too."""
@@ -192,8 +194,12 @@ class GitSource:
 
     async def last_change(self, commit: str, policy: PolicyName) -> CommitInfo:
         """See `Source.last_change`; `StalledError` (``PolicyNotFound``) for a policy that never was."""
+        return (await self.last_changes(commit, [policy]))[policy]
+
+    async def last_changes(self, commit: str, policies: Sequence[PolicyName]) -> Mapping[PolicyName, CommitInfo]:
+        """See `Source.last_changes`."""
         async with self._walking:
-            return await self._objects.walk(lambda repository: self._changes.last_change(repository, commit, policy))
+            return await self._objects.walk(lambda repository: self._changes.last_changes(repository, commit, policies))
 
     async def height(self, commit: str) -> int:
         """See `Source.height`."""
@@ -222,7 +228,9 @@ class GitSource:
     ) -> Mapping[str, BranchCommit]:
         """See `Source.branch_commits`."""
         return await self._objects.walk(
-            lambda repository: landed.branch_commits(repository, self._layout, commits, policy, self._committer)
+            lambda repository: landed.branch_commits(
+                repository, self._layout, commits, policy, self._committer, self._trees
+            )
         )
 
     async def unit_tests(self, commit: str) -> Mapping[PolicyName, Mapping[str, bytes]]:
@@ -234,6 +242,13 @@ class GitSource:
         await self._transport.aclose()
         async with self._fetching:
             await self._objects.aclose()
+
+    async def _unmoved(self, *, told: bool) -> str | None:
+        """The head, where nobody told that the branch has moved and it has not: asking takes one process less."""
+        if told or self._head is None:
+            return None
+        there = await self._transport.head(self._folder.path, self._fetch_timeout)
+        return await self._objects.run(_head) if there == self._head else None
 
     async def _update(self) -> str:
         """Fetch into the mirror that is there, sweeping it once where a lock was left."""

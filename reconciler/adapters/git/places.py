@@ -2,35 +2,29 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Iterator
-from typing import Final
+from collections.abc import Iterator, Mapping
+from typing import Final, TypeGuard
 
 import pygit2
-from pygit2.enums import ObjectType
 
-from reconciler.adapters.git.difference import differing
+from reconciler.adapters.git.difference import Pair, RawTrees
 from reconciler.adapters.git.objects import FOLDER, Entry, commit_of, entries_in
 from reconciler.adapters.git.tree import Layout
 from reconciler.core.model import PLATFORM, PolicyName, project_policy
 
 Place = Entry | None
 """Where a policy lies: its folder's entry, or that of what stands in its way; ``None``: nowhere."""
-RawTrees = OrderedDict[bytes, bytes]
-"""Raw trees by their 20-byte ids, the one used last at the end."""
 
 _PROJECTS: Final = b"projects"
-_TREES_KEPT: Final = 8
 
 
 class Trees:
-    """Raw trees; the last ones are remembered, since a commit's are its successor's former ones: a large one is a chain
-    of deltas, and most of what a history costs to read."""
+    """Trees of the commits of a history, one after the other."""
 
     def __init__(self, repository: pygit2.Repository, kept: RawTrees | None = None) -> None:
         """``kept`` outlives this: for walks that are made in many steps, each perhaps on a repository opened anew."""
         self.repository = repository
-        self._last: RawTrees = OrderedDict() if kept is None else kept
+        self._kept = kept or RawTrees()
         self._former: tuple[pygit2.Oid | None, pygit2.Oid | None] = (None, None)
 
     def folder(self, layout: Layout, commit: pygit2.Commit) -> pygit2.Oid | None:
@@ -50,17 +44,11 @@ class Trees:
 
     def raw(self, tree: bytes) -> bytes:
         """The tree with this 20-byte id."""
-        found = self._last.get(tree)
-        if found is not None:
-            self._last.move_to_end(tree)
-            return found
-        kind, raw = self.repository.odb.read(pygit2.Oid(raw=tree))
-        if kind != ObjectType.TREE:
-            raise KeyError(f"{tree.hex()} is no tree")
-        self._last[tree] = raw
-        if len(self._last) > _TREES_KEPT:
-            self._last.popitem(last=False)
-        return raw
+        return self._kept.read(self.repository, tree)
+
+    def differing(self, old: bytes, new: bytes) -> dict[bytes, Pair]:
+        """How two trees differ."""
+        return self._kept.differing(self.repository, old, new)
 
     def entries(self, tree: bytes) -> list[Entry]:
         """Its entries, as `entries_of` gives them."""
@@ -79,16 +67,16 @@ def places(trees: Trees, old: pygit2.Oid | None, new: pygit2.Oid | None) -> Iter
         yield policy, *pair
 
 
-def _projects(trees: Trees, before: Place, after: Place) -> dict[bytes, tuple[Place, Place]]:
+def _projects(trees: Trees, before: Place, after: Place) -> Mapping[bytes, tuple[Place, Place]]:
     """The projects that differ. What is in the way of their folder is in the way of each."""
     if before == after:
         return {}
     if _is_folder(before) and _is_folder(after):
-        return differing(_raw(trees, before), _raw(trees, after))
+        return trees.differing(before[2], after[2])
     if _is_folder(before):
-        return {name: (entry, after) for name, (entry, _) in differing(_raw(trees, before), b"").items()}
+        return {entry[1]: (entry, after) for entry in trees.entries(before[2])}
     if _is_folder(after):
-        return {name: (before, entry) for name, (_, entry) in differing(b"", _raw(trees, after)).items()}
+        return {entry[1]: (before, entry) for entry in trees.entries(after[2])}
     return {}
 
 
@@ -96,9 +84,5 @@ def _top(trees: Trees, root: pygit2.Oid | None) -> dict[bytes, Entry]:
     return {} if root is None else {entry[1]: entry for entry in trees.entries(root.raw)}
 
 
-def _is_folder(place: Place) -> bool:
+def _is_folder(place: Place) -> TypeGuard[Entry]:
     return place is not None and place[0] == FOLDER
-
-
-def _raw(trees: Trees, place: Place) -> bytes:
-    return b"" if place is None else trees.raw(place[2])

@@ -71,6 +71,13 @@ class Transport:
         except NoSuchRefError as error:
             raise await self._why_no_branch(repository) from error
 
+    async def head(self, repository: Path, timeout: float) -> str | None:  # noqa: ASYNC109 the process gets it
+        """The branch's head at the remote; ``None`` where `fetch` will say why there is none. Raises the same."""
+        ref = f"refs/heads/{self._branch}"
+        answer = await self._succeed(repository, ["ls-remote", "--", self._remote, ref], timeout)
+        refs = dict(line.split("\t", 1)[::-1] for line in answer.output.splitlines() if "\t" in line)
+        return refs.get(ref)
+
     async def push(self, repository: Path, base: str, tip: str, timeout: float) -> Push:  # noqa: ASYNC109 the same
         """Move the remote branch from ``base`` to ``tip``: see `Branch.push`.
 

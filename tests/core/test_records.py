@@ -1,0 +1,18 @@
+"""The records in etcd are written alike, whoever writes them."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from reconciler.core.records import Meta, Record
+
+TEXT = st.text(st.characters(codec="utf-8"))
+
+
+@given(texts=st.lists(TEXT, min_size=5, max_size=5), version=st.integers(0, 1), data=st.none() | TEXT)
+def test_a_meta_is_written_as_any_record_is(texts: list[str], version: int, data: str | None) -> None:
+    etag, commit, actor, at, rego = texts
+    meta = Meta(etag, commit, actor, at, version, rego, data)
+    assert meta.encode() == Record.encode(meta)
+    assert Meta.decode(meta.encode()) == meta
