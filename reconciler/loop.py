@@ -38,9 +38,9 @@ from reconciler.core.times import rfc3339
 from reconciler.metrics import LoopMetrics
 from reconciler.progress import Progress
 from reconciler.reconcile import PassResult, Reconciler
+from reconciler.resolution import PLATFORM_PENDING
 from reconciler.settings import GitSettings, LoopSettings
 from reconciler.triggers import Kind, Mailbox, Trigger
-from reconciler.validation import PLATFORM_PENDING
 
 log = logging.getLogger(__name__)
 

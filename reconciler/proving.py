@@ -11,7 +11,7 @@ from reconciler.core.errors import RegopsError
 from reconciler.metrics import LoopMetrics
 from reconciler.progress import Progress
 from reconciler.reconcile import PassResult
-from reconciler.validation import Pending
+from reconciler.resolution import Pending
 
 log = logging.getLogger(__name__)
 

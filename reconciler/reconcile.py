@@ -27,7 +27,8 @@ from reconciler.core.times import rfc3339
 from reconciler.core.tracing import NO_TRACER, Attribute, Tracer, traceparent
 from reconciler.core.transactions import Frame, Step, held_steps
 from reconciler.edits import TRACE_TRAILER
-from reconciler.validation import Judge, Resolution
+from reconciler.resolution import Resolution
+from reconciler.validation import Judge
 
 TRACED = 100
 """Commits of one pass whose traces it shows up in, the newest."""

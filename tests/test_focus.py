@@ -25,7 +25,8 @@ from reconciler.core.model import PLATFORM, BlobIds, FileError, PolicyName, Tree
 from reconciler.core.ports import Candidate, Fence, Range, Source
 from reconciler.core.records import Applied, Confirmed, Requested, Suspended
 from reconciler.reconcile import PassResult, Reconciler
-from reconciler.validation import Judge, Resolution
+from reconciler.resolution import Resolution
+from reconciler.validation import Judge
 
 KEYS = Keyspace()
 A, B = project_policy("a"), project_policy("b")

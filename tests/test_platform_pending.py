@@ -19,7 +19,7 @@ from fixtures.opa import find_opa
 from reconciler.adapters.opa import OpaCompiler
 from reconciler.core.model import PLATFORM, PolicyName, Verdict, project_policy
 from reconciler.core.ports import Candidate
-from reconciler.validation import PLATFORM_PENDING
+from reconciler.resolution import PLATFORM_PENDING
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

@@ -13,12 +13,13 @@ from fixtures.opa import find_opa
 
 from reconciler.adapters.opa import OpaCompiler
 from reconciler.adapters.verdict_file import VerdictFile
+from reconciler.assessing import CHUNK
 from reconciler.core.live import LiveState
 from reconciler.core.model import BlobIds, FileError, PolicyName, Verdict, project_policy
 from reconciler.core.ports import Candidate
 from reconciler.core.verdict_ports import VerdictKey
 from reconciler.progress import Progress
-from reconciler.validation import CHUNK, Judge
+from reconciler.validation import Judge
 from reconciler.verdicts import Verdicts
 
 SOME = CHUNK + 20

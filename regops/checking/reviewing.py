@@ -21,7 +21,8 @@ from reconciler.core.model import DATA_FILE, REGO_FILE, Content, PolicyName, Tre
 from reconciler.core.plan import Target
 from reconciler.core.ports import Source
 from reconciler.core.records import Meta
-from reconciler.validation import Judge, Resolution
+from reconciler.resolution import Resolution
+from reconciler.validation import Judge
 from regops.checking.findings import Operation, PolicyFinding
 
 _NESTING = TextLimits().nesting

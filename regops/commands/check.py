@@ -14,8 +14,8 @@ import click
 
 from reconciler.core.live import LiveState
 from reconciler.core.model import FileError, Tree
+from reconciler.resolution import Resolution
 from reconciler.settings import Settings, load
-from reconciler.validation import Resolution
 from regops import compose
 from regops.checking.document import as_json as as_json_text
 from regops.checking.findings import Review
