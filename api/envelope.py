@@ -21,7 +21,7 @@ from api.requests import CALLER, TRACE
 from api.ui import session
 from api.ui.frame import problem_page
 from api.wire import check_expectation
-from reconciler.core.tracing import Tracer, traceparent
+from reconciler.core.tracing import Tracer, context_of
 
 log = logging.getLogger("api.request")
 
@@ -66,7 +66,8 @@ async def _traced(
 ) -> tuple[web.StreamResponse, str]:
     """`_answer` in a span of its own, in the caller's trace where it has one."""
     route, method = _route(request), request.method if request.method in _METHODS else "other"
-    with tracer.span(f"{method} {route}", traceparent(request.headers.get("traceparent")), "server") as span:
+    given = context_of(request.headers.get("traceparent"), request.headers.getall("tracestate", ()))
+    with tracer.span(f"{method} {route}", given, "server") as span:
         request[TRACE] = span.context
         response, result = await _answer(request, handler, request_id)
         span.tell(http__request__method=method, http__route=route, http__response__status_code=response.status)

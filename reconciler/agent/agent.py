@@ -27,7 +27,7 @@ from reconciler.core.errors import RegopsError
 from reconciler.core.keyspace import Keyspace
 from reconciler.core.ports import KeyValueStore
 from reconciler.core.records import Applied
-from reconciler.core.tracing import NO_TRACER, Tracer, traceparent
+from reconciler.core.tracing import NO_TRACER, Tracer, context_in
 from reconciler.metrics import AgentMetrics
 
 log = logging.getLogger(__name__)
@@ -172,7 +172,7 @@ class Agent:
         long ago as a rule, unless it is what the agent was about to serve when it was restarted."""
         if first and (applied.commit != self._restored or _seconds_since(applied.at) > _UNDER_WAY):
             return None
-        return traceparent(applied.trace) if isinstance(applied.trace, str) else None
+        return context_in(applied.trace) if isinstance(applied.trace, str) else None
 
     async def _persist(self, state: MirrorState, former: Bundle | None) -> Bundle:
         """The bundle of ``state``, on disk: what is served must survive a restart, so a full disk is waited for."""

@@ -86,6 +86,7 @@ def test_a_write_is_one_trace_from_the_request_to_opas_proof(dev: Dev, collector
         "/policies/traced?wait=active",
         {"rego": "package projects.traced\n\nallow := true\n"},
         traceparent=f"00-{trace}-{'b' * 16}-01",
+        tracestate="vendor=a-b",
         Authorization=f"Bearer {token}",
         Idempotency_Key="one-trace",
     )
@@ -94,6 +95,7 @@ def test_a_write_is_one_trace_from_the_request_to_opas_proof(dev: Dev, collector
     apply, own_pass, put = collector.above(activation)
     assert [apply.name, own_pass.name, put.name] == ["regops.apply", "regops.pass", PUT]
     assert put.parent == "b" * 16
+    assert (put.state, activation.state) == ("vendor=a-b", ""), "a commit has none"
     assert 201 in {each.attributes["http.response.status_code"] for each in spans[PUT]}
     for name in ("regops.fetch", "regops.validate", "etcd.txn"):
         assert own_pass in [above for each in spans[name] for above in collector.above(each)], name
@@ -136,7 +138,7 @@ async def agent(settings: Settings, folder: Path) -> AsyncIterator[None]:
 async def hook(world: World, url: str, trace: str) -> None:
     """A Git host that traces tells of a push."""
     headers = {"Authorization": f"Bearer {SECRET}", "Content-Type": "application/json"}
-    headers["traceparent"] = f"00-{trace}-{'b' * 16}-01"
+    headers |= {"traceparent": f"00-{trace}-{'b' * 16}-01", "tracestate": "vendor=a-b"}
     request = urllib.request.Request(f"{url}/hooks/generic", b"{}", headers, method="POST")
 
     def post() -> int:
@@ -183,6 +185,7 @@ async def test_a_webhook_is_one_trace_from_the_hosts_request_to_opas_proof(
     (activation,) = spans["opa.activate"]
     assert [each.name for each in collector.above(activation)] == ["regops.apply", "regops.pass", "POST /hooks/generic"]
     assert activation.attributes["vcs.ref.head.revision"] == head
+    assert {each.state for each in (activation, *collector.above(activation))} == {"vendor=a-b"}
 
 
 async def test_a_server_and_an_agent_that_are_told_to_end_send_what_they_have_yet(
