@@ -134,8 +134,8 @@ def narrowed_agents(agents: list[dict[str, Any]], may_read: Callable[[PolicyName
     for agent in agents:
         kind, colon, names = agent["scope"].partition(":")
         mine = [name for name in names.split(",") if _mine(name, may_read)] if kind == "projects" else []
-        if kind == "all" or mine:
-            scope = f"{kind}{colon}{','.join(mine)}"
+        if kind in {"all", "shard"} or mine:
+            scope = f"{kind}{colon}{','.join(mine)}" if kind == "projects" else agent["scope"]
             found.append({**agent, "scope": scope, "error": _HIDDEN if agent["error"] else agent["error"]})
     return found
 

@@ -188,3 +188,16 @@ def test_the_overview_cuts_no_line_short() -> None:
 class _Quiet(http.server.SimpleHTTPRequestHandler):
     def log_message(self, *_args: object) -> None:
         """Nothing."""
+
+
+@pytest.mark.parametrize("text", ["0/4", "5/4", "x", "1"])
+def test_what_is_no_shard_is_wrong_usage_with_the_rule(text: str) -> None:
+    done = CliRunner().invoke(main, ["agent", "--shard", text])
+    assert done.exit_code == 2
+    assert f"'{text}' is no shard: write i/n" in " ".join(done.output.split())
+
+
+def test_a_shard_and_projects_exclude_each_other() -> None:
+    done = CliRunner().invoke(main, ["agent", "--shard", "1/2", "--project", "a"])
+    assert done.exit_code == 2
+    assert "--project and --shard exclude each other" in done.output
