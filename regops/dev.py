@@ -16,14 +16,17 @@ from typing import Any
 
 import aiohttp
 import click
+from click.core import ParameterSource
 
 from reconciler.agent.opa_config import opa_config
+from reconciler.core.shards import Shard
 from reconciler.settings import load
 from regops import devdemo, devwatch, toolchain
 from regops.commands.errors import one_line
 from regops.commands.target import DEFAULT_STATE
 from regops.commands.token import token
 from regops.devenvironment import inherited
+from regops.devrouter import route
 from regops.devsettle import settle
 from regops.devstate import PAGE_TICKETS, WEBHOOK_SECRET, DevState
 from regops.issuer import Issuer, ready_entries, server_environment
@@ -42,6 +45,7 @@ class Options:
     branch: str
     path: str
     opas: int
+    shards: int | None
     auto_ports: bool
     reset: bool
     ready_file: Path | None
@@ -56,6 +60,7 @@ class Options:
 Examples:
   regops dev                         everything, on the usual ports; Ctrl-C ends it
   regops dev --ports auto --opas 3   three OPAs, on free ports
+  regops dev --shards 4              four OPAs with a part of the projects each, and a router
   regops dev --git URL               with a policy repository of your own
   regops dev --once                  start, push one change, show the decision flip, end
   regops dev token --project billing a token for its API
@@ -79,11 +84,18 @@ Examples:
     "--opas", type=click.IntRange(1, 32), default=1, show_default=True, help="How many OPAs, each with agent."
 )
 @click.option(
+    "--shards",
+    type=click.IntRange(1, 32),
+    metavar="N",
+    help="Instead N OPAs with a shard of the projects each, and a router in front of them (for trying out only).",
+)
+@click.option(
     "--ports",
     type=click.Choice(["usual", "auto"]),
     default="usual",
     show_default=True,
-    help="8080 (API), 8090 (keys), 8181 (OPA), 8282 (agent), 2379, 2380 (etcd), 27017 (MongoDB); or free ones, kept.",
+    help="8080 (API), 8090 (keys), 8180 (router), 8181 (OPA), 8282 (agent), 2379, 2380 (etcd), 27017 (MongoDB); or "
+    "free ones, kept.",
 )
 @click.option("--reset", is_flag=True, help="Forget the former state first: its repository, etcd, everything.")
 @click.option("--ready-file", type=click.Path(path_type=Path), help="Written (JSON) when every process answers.")
@@ -99,6 +111,10 @@ def dev(context: click.Context, /, ports: str, **options: Any) -> None:
     """
     if context.invoked_subcommand is not None:
         return
+    if options["shards"] is not None:
+        if context.get_parameter_source("opas") is ParameterSource.COMMANDLINE:
+            raise click.UsageError("--opas and --shards exclude each other: each shard has one OPA here")
+        options["opas"] = options["shards"]
     raise SystemExit(asyncio.run(_main(Options(auto_ports=ports == "auto", **options))))
 
 
@@ -150,6 +166,9 @@ class _Dev:
                 ports = self._ports()
                 jwks_url = await stack.enter_async_context(serve_keys(issuer, ports["issuer"]))
                 await self._start(tools, session, ports, jwks_url)
+                if self._options.shards is not None:
+                    router = await stack.enter_async_context(route(self._document["opa"], ports["router"]))
+                    self._document["router"] = router
                 self._document |= ready_entries(issuer, jwks_url, "billing")
                 ticket = await asyncio.to_thread(self._state.ticket, self._document["tokens"]["admin"])
                 self._document["page"] = f"{self._document['api']}/login?ticket={ticket}"
@@ -188,6 +207,8 @@ class _Dev:
     def _ports(self) -> dict[str, int]:
         usual = {"api": 8080, "issuer": 8090, "etcd": 2379, "etcd-peer": 2380, "mongo": 27017}
         indexes = range(self._options.opas)
+        if self._options.shards is not None:
+            usual["router"] = 8180
         usual |= {f"{kind}-{i}": base + i for i in indexes for kind, base in (("agent", 8282), ("opa", 8181))}
         return self._state.ports(list(usual), None if self._options.auto_ports else usual)
 
@@ -282,6 +303,8 @@ class _Programs:
             "REGOPS_AGENT_STATE": str(self.folder / name),
             "REGOPS_AGENT_OPA": self.urls[f"opa-{index}"],
         }
+        if self.options.shards is not None:
+            environment["REGOPS_AGENT_SHARD"] = str(Shard(index + 1, self.options.shards))
         words = [sys.executable, "-m", "regops", "agent"]
         return Program(name, words, self._log(name), self._http(f"{self.urls[name]}/readyz"), environment)
 

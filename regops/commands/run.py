@@ -93,6 +93,7 @@ def agent(
     """Serve the applied policy to the OPA beside this agent, and report what that OPA enforces.
 
     Without --project and --shard, and agent.projects and agent.shard in the settings, that OPA answers for everything.
+    How callers reach the right shard: `regops shards`.
     """
     settings = load(config)
     if projects and shard:
