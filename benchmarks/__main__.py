@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable
 from benchmarks import (
     api_report,
     drills,
+    gateways,
     hooks,
     memory,
     passes,
@@ -80,6 +81,10 @@ SECTIONS: dict[str, tuple[str, Section]] = {
     "shards": (
         "one change among 10,000 policies in 64 shards",
         lambda quick: shards.shards(*((200, 8, 3, 5) if quick else (10_000, 64, 12, 40))),
+    ),
+    "gateways": (
+        "a question to OPA, and through HAProxy and Envoy in front of shards",
+        lambda quick: gateways.gateways(*(((4,), 200) if quick else ((4, 64), 5000))),
     ),
     "growth": ("memory over many passes", lambda quick: passes.growth(100, 100 if quick else 1000)),
 }
