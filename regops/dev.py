@@ -165,10 +165,10 @@ class _Dev:
                 issuer = Issuer.open(self._state.folder, create=True)
                 ports = self._ports()
                 jwks_url = await stack.enter_async_context(serve_keys(issuer, ports["issuer"]))
-                await self._start(tools, session, ports, jwks_url)
                 if self._options.shards is not None:
-                    router = await stack.enter_async_context(route(self._document["opa"], ports["router"]))
-                    self._document["router"] = router
+                    opas = [f"http://127.0.0.1:{ports[f'opa-{i}']}" for i in range(self._options.opas)]
+                    await stack.enter_async_context(route(opas, ports["router"]))
+                await self._start(tools, session, ports, jwks_url)
                 self._document |= ready_entries(issuer, jwks_url, "billing")
                 ticket = await asyncio.to_thread(self._state.ticket, self._document["tokens"]["admin"])
                 self._document["page"] = f"{self._document['api']}/login?ticket={ticket}"
@@ -240,6 +240,7 @@ class _Dev:
             "agents": [urls[f"agent-{i}"] for i in indexes],
             "mongo": f"mongodb://127.0.0.1:{ports['mongo']}",
             "webhook_secret": secret,
+            **({"router": urls["router"]} if "router" in urls else {}),
         }
 
 
@@ -277,7 +278,8 @@ class _Programs:
     def server(self) -> Program:
         environment = {
             "REGOPS_ETCD_ENDPOINTS": self.urls["etcd"],
-            **server_environment(self.jwks_url, self.urls["opa-0"]),
+            # Through the router, so that a decision can be tried on the page whose shard ever has it.
+            **server_environment(self.jwks_url, self.urls.get("router", self.urls["opa-0"])),
             "REGOPS_GIT_REMOTE": self.remote,
             "REGOPS_GIT_BRANCH": self.options.branch,
             "REGOPS_GIT_PATH": self.options.path,

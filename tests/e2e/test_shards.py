@@ -1,6 +1,7 @@
 """`regops dev --shards 4` as a user meets it: the router, git, the status, the gateways' configuration."""
 
 import re
+import urllib.parse
 import urllib.request
 from collections.abc import Iterator
 
@@ -81,6 +82,24 @@ def test_the_router_asks_the_shard_of_each_project_and_refuses_what_could_be_rea
     for question in REFUSED:
         status, body = ask(port(dev), question)
         assert (status, "result" in str(body)) == (question.status, False), question
+
+
+def test_a_decision_of_any_shard_can_be_tried_on_the_page(dev: Dev) -> None:
+    """The server's OPA has one shard of them: it asks through the router."""
+    commit = dev.push({name: text for project in PROJECTS for name, text in rego(project, f"try {project}").items()})
+    until(lambda: enforced(dev, commit))
+    assert len({shard_of(project, COUNT) for project in PROJECTS}) > 1
+    browser = urllib.request.build_opener(urllib.request.HTTPCookieProcessor())
+    with browser.open(dev.ready()["page"], timeout=5) as answer:
+        mark = re.search(r'name="mark" value="([^"]+)"', answer.read().decode())
+    assert mark is not None
+    for project in PROJECTS:
+        fields = urllib.parse.urlencode({"mark": mark[1], "rule": "value", "input": "{}"}).encode()
+        url = f"{dev.ready()['api']}/ui/policies/projects/{project}"
+        with browser.open(urllib.request.Request(url, fields, {"Origin": dev.ready()["api"]}), timeout=5) as answer:
+            assert f"try {project}" in answer.read().decode().partition('class="decision"')[2].partition("</div>")[0], (
+                project
+            )
 
 
 def test_the_commands_tell_the_shards_of_this_fleet(dev: Dev) -> None:
