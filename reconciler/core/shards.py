@@ -4,9 +4,8 @@ Rendezvous hashing (highest random weight): the weight of shard ``i`` (1 to ``n`
 SHA-256 of the ASCII text ``<project>/<i>``, read as a big-endian number; the shard with the greatest weight answers, of
 equal ones the lowest. So a shard more takes its part from all others, and moves nothing between them.
 
-The function is a format: agents, gateways and servers of any version must agree. Whoever has no regops at hand asks a
-shell: ``for i in 1 2 3 4; do printf 'billing/%s' $i | sha256sum | sed "s/^/$i /"; done | sort -k2 | tail -1``. Six
-bytes, because a gateway's numbers may be doubles, which are exact up to 53 bits.
+The function is a format: agents, gateways and servers of any version must agree, and docs/operations.md tells it in a
+line of shell. Six bytes, because a gateway's numbers may be doubles, which are exact up to 53 bits.
 """
 
 from __future__ import annotations

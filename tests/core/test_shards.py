@@ -1,5 +1,8 @@
 import hashlib
+import re
+import subprocess
 from collections import Counter
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -7,6 +10,7 @@ from hypothesis import strategies as st
 
 from reconciler.core.shards import MOST, Shard, shard_of, weight
 
+ROOT = Path(__file__).parent.parent.parent
 COUNTS = (1, 2, 3, 4, 8, 64, 1000)
 VECTORS = {
     "billing": (1, 2, 2, 2, 6, 26, 635),
@@ -27,6 +31,14 @@ def test_a_project_is_in_the_same_shard_for_ever(project: str) -> None:
 
 def test_the_weight_is_the_beginning_of_a_digest() -> None:
     assert weight("billing", 3) == int(hashlib.sha256(b"billing/3").hexdigest()[:12], 16)
+
+
+@pytest.mark.parametrize("project", VECTORS)
+def test_the_line_of_shell_in_the_documents_finds_the_same(project: str) -> None:
+    (line,) = re.findall(r"`(for i in .* sha256sum .*)`", (ROOT / "docs" / "operations.md").read_text())
+    words = ["bash", "-c", line.replace("billing", project)]
+    said = subprocess.run(words, capture_output=True, text=True, check=True).stdout
+    assert int(said) == shard_of(project, 8)
 
 
 @given(projects, st.integers(1, 70))

@@ -4,6 +4,7 @@ import re
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
@@ -110,6 +111,15 @@ def test_the_commands_tell_the_shards_of_this_fleet(dev: Dev) -> None:
         for opa in opas:
             assert opa.rpartition(":")[2] in done.stdout, gateway
     assert "regops shards haproxy" in dev.output, "it says what an installation has instead of its router"
+
+
+def test_a_later_run_with_fewer_opas_does_not_wait_for_those_of_before(tmp_path: Path) -> None:
+    """Their receipts stay in etcd, and silent agents would leave the health Unknown for a week."""
+    with Dev(tmp_path, "--shards", "3") as shards:
+        until(lambda: len(shards.get("/status")["agents"]) == 3)
+    with Dev(tmp_path) as one:
+        until(lambda: one.get("/status")["health"]["status"] == "Healthy", 20)
+        assert [(agent["id"], agent["scope"]) for agent in one.get("/status")["agents"]] == [("agent-0", "all")]
 
 
 def test_shards_and_opas_exclude_each_other() -> None:
