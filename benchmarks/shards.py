@@ -22,6 +22,7 @@ from benchmarks.policies import DATA, PLATFORM, rego
 from benchmarks.propagation import measure
 from benchmarks.report import Cell, Table, ms, percentile
 from reconciler.agent.opa_config import opa_config
+from reconciler.aside import share_the_process
 from reconciler.core.shards import Shard, shard_of
 from regops import toolchain
 
@@ -46,6 +47,7 @@ async def shards(policies: int, count: int, real: int, commits: int) -> Table:
         projects[shard_of(f"p{number}", count)].append(f"p{number}")
     order = sorted(projects, key=lambda index: len(projects[index]))
     largest, middle = order[-1], order[len(order) // 2]
+    share_the_process()  # as a server does
     async with engine(policies) as one, contextlib.AsyncExitStack() as stack:
         await one.run()
         session = await stack.enter_async_context(aiohttp.ClientSession())
