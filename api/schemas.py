@@ -390,7 +390,7 @@ class Agent(_Open):
     id: str
     datacentre: str
     scope: str
-    """`all`, or the projects that this OPA answers for."""
+    """What this OPA answers for besides the platform: `all`, `projects:a,b` or `shard:2/8`."""
     enforced_revision: str | None
     """`null`: nothing is proven now."""
     since: str
@@ -642,7 +642,7 @@ class FleetAgent(_Open):
     id: str
     datacentre: str
     scope: str
-    """`all`, or the projects that this OPA answers for."""
+    """What this OPA answers for besides the platform: `all`, `projects:a,b` or `shard:2/8`."""
     state: Literal["known", "unknown"]
     reason: str | None
     """Why it is unknown: `withdrawn` (the proof was lost, as while a bundle is activated), `silent` (the agent gave no

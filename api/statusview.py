@@ -143,9 +143,10 @@ def narrowed_agent(agent: dict[str, Any], may_read: Callable[[PolicyName], bool]
     """One of them, the very same where nothing is left out; ``None`` for one that answers for other projects only."""
     kind, colon, names = agent["scope"].partition(":")
     mine = [name for name in names.split(",") if _mine(name, may_read)] if kind == "projects" else []
-    if kind != "all" and not mine:
+    if kind == "projects" and not mine:
         return None
-    scope, error = f"{kind}{colon}{','.join(mine)}", _HIDDEN if agent["error"] else agent["error"]
+    scope = f"{kind}{colon}{','.join(mine)}" if kind == "projects" else agent["scope"]
+    error = _HIDDEN if agent["error"] else agent["error"]
     return agent if (scope, error) == (agent["scope"], agent["error"]) else {**agent, "scope": scope, "error": error}
 
 

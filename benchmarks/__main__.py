@@ -8,7 +8,20 @@ import sys
 import time
 from collections.abc import Awaitable, Callable
 
-from benchmarks import api_report, drills, hooks, memory, passes, propagation, recording, replay, served, watching
+from benchmarks import (
+    api_report,
+    drills,
+    gateways,
+    hooks,
+    memory,
+    passes,
+    propagation,
+    recording,
+    replay,
+    served,
+    shards,
+    watching,
+)
 from benchmarks.report import Table
 
 Section = Callable[[bool], Awaitable[Table]]
@@ -64,6 +77,18 @@ SECTIONS: dict[str, tuple[str, Section]] = {
     "replay": (
         "recorded decisions asked again, beside opa eval",
         lambda quick: replay.replaying(*((2000, 10) if quick else (100_000, 100))),
+    ),
+    "sizing": (
+        "git push returned → OPA decides, by the policies that one OPA has",
+        lambda quick: shards.sizing(*(((10,), 5) if quick else ((10, 50, 100, 200, 400, 800), 20))),
+    ),
+    "shards": (
+        "one change among 10,000 policies in 64 shards",
+        lambda quick: shards.shards(*((200, 8, 3, 5) if quick else (10_000, 64, 12, 40))),
+    ),
+    "gateways": (
+        "a question to OPA, and through HAProxy and Envoy in front of shards",
+        lambda quick: gateways.gateways(*(((4,), 200) if quick else ((4, 64), 5000))),
     ),
     "growth": ("memory over many passes", lambda quick: passes.growth(100, 100 if quick else 1000)),
 }

@@ -26,6 +26,7 @@ from pydantic import (
 )
 
 from reconciler.core.errors import StalledError
+from reconciler.core.shards import Shard
 from reconciler.settings_file import SettingsFile
 
 ENVIRONMENT_PREFIX = "REGOPS_"
@@ -321,12 +322,28 @@ class AgentSettings(_Group):
     """Name of this agent, unique in its datacentre; the host's name by default."""
     projects: tuple[str, ...] = ()
     """Projects that this OPA answers for; empty means all."""
+    shard: str = ""
+    """The shard that this OPA answers for, `i/n` with i from 1 to n: the platform and about one in n of the projects,
+    by a hash of their names. Instead of `agent.projects`; empty means no sharding."""
     state: Path = Path(".regops/agent")
     """Folder of the last bundle."""
     opa: str = ""
     """URL of the OPA, shown in receipts."""
     min_opa_version: str = ""
     """An OPA older than this is reported as `OpaTooOld`; use the version of the servers' compiler."""
+
+    @field_validator("shard")
+    @classmethod
+    def _is_shard(cls, text: str) -> str:
+        if text:
+            Shard.parse(text)
+        return text
+
+    @model_validator(mode="after")
+    def _one_scope(self) -> Self:
+        if self.shard and self.projects:
+            raise ValueError("agent.shard and agent.projects exclude each other: leave one of them out")
+        return self
 
 
 class OpaSettings(_Group):

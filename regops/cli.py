@@ -14,6 +14,7 @@ from regops.commands.plan import plan
 from regops.commands.rego_test import rego_test
 from regops.commands.rollback import rollback
 from regops.commands.run import agent, server
+from regops.commands.shards import shards
 from regops.commands.status import fleet, passes, status, trace
 from regops.commands.sync import sync
 from regops.commands.version import version
@@ -52,6 +53,7 @@ for command in (
     resume,
     rollback,
     server,
+    shards,
     status,
     suspend,
     sync,

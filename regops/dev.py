@@ -7,8 +7,6 @@ import contextlib
 import os
 import signal
 import sys
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from time import monotonic
@@ -16,36 +14,23 @@ from typing import Any
 
 import aiohttp
 import click
+from click.core import ParameterSource
 
-from reconciler.agent.opa_config import opa_config
 from reconciler.settings import load
 from regops import devdemo, devwatch, toolchain
 from regops.commands.errors import one_line
 from regops.commands.target import DEFAULT_STATE
 from regops.commands.token import token
 from regops.devenvironment import inherited
-from regops.devsettle import settle
-from regops.devstate import PAGE_TICKETS, WEBHOOK_SECRET, DevState
-from regops.issuer import Issuer, ready_entries, server_environment
+from regops.devprograms import Options, Programs
+from regops.devrouter import route
+from regops.devsettle import forget_former, settle
+from regops.devstate import DevState
+from regops.issuer import Issuer, ready_entries
 from regops.issuer import serve as serve_keys
-from regops.supervise import Program, Supervisor
+from regops.supervise import Supervisor
 
 _START_SECONDS = 60.0
-
-
-@dataclass(frozen=True, slots=True)
-class Options:
-    """What the command line says."""
-
-    state: Path
-    remote: str | None
-    branch: str
-    path: str
-    opas: int
-    auto_ports: bool
-    reset: bool
-    ready_file: Path | None
-    once: bool
 
 
 @click.group(
@@ -56,6 +41,7 @@ class Options:
 Examples:
   regops dev                         everything, on the usual ports; Ctrl-C ends it
   regops dev --ports auto --opas 3   three OPAs, on free ports
+  regops dev --shards 4              four OPAs with a part of the projects each, and a router
   regops dev --git URL               with a policy repository of your own
   regops dev --once                  start, push one change, show the decision flip, end
   regops dev token --project billing a token for its API
@@ -79,11 +65,18 @@ Examples:
     "--opas", type=click.IntRange(1, 32), default=1, show_default=True, help="How many OPAs, each with agent."
 )
 @click.option(
+    "--shards",
+    type=click.IntRange(1, 32),
+    metavar="N",
+    help="Instead N OPAs with a shard of the projects each, and a router in front of them (for trying out only).",
+)
+@click.option(
     "--ports",
     type=click.Choice(["usual", "auto"]),
     default="usual",
     show_default=True,
-    help="8080 (API), 8090 (keys), 8181 (OPA), 8282 (agent), 2379, 2380 (etcd), 27017 (MongoDB); or free ones, kept.",
+    help="8080 (API), 8090 (keys), 8180 (router), 8181 (OPA), 8282 (agent), 2379, 2380 (etcd), 27017 (MongoDB); or "
+    "free ones, kept.",
 )
 @click.option("--reset", is_flag=True, help="Forget the former state first: its repository, etcd, everything.")
 @click.option("--ready-file", type=click.Path(path_type=Path), help="Written (JSON) when every process answers.")
@@ -99,6 +92,10 @@ def dev(context: click.Context, /, ports: str, **options: Any) -> None:
     """
     if context.invoked_subcommand is not None:
         return
+    if options["shards"] is not None:
+        if context.get_parameter_source("opas") is ParameterSource.COMMANDLINE:
+            raise click.UsageError("--opas and --shards exclude each other: each shard has one OPA here")
+        options["opas"] = options["shards"]
     raise SystemExit(asyncio.run(_main(Options(auto_ports=ports == "auto", **options))))
 
 
@@ -149,10 +146,14 @@ class _Dev:
                 issuer = Issuer.open(self._state.folder, create=True)
                 ports = self._ports()
                 jwks_url = await stack.enter_async_context(serve_keys(issuer, ports["issuer"]))
+                if self._options.shards is not None:
+                    opas = [f"http://127.0.0.1:{ports[f'opa-{i}']}" for i in range(self._options.opas)]
+                    await stack.enter_async_context(route(opas, ports["router"]))
                 await self._start(tools, session, ports, jwks_url)
                 self._document |= ready_entries(issuer, jwks_url, "billing")
                 ticket = await asyncio.to_thread(self._state.ticket, self._document["tokens"]["admin"])
                 self._document["page"] = f"{self._document['api']}/login?ticket={ticket}"
+                await forget_former(self._document)
                 await settle(session, self._document)
                 self._started(self._supervisor.pids())
                 _say(f"ready after {monotonic() - began:.1f} s")
@@ -188,6 +189,8 @@ class _Dev:
     def _ports(self) -> dict[str, int]:
         usual = {"api": 8080, "issuer": 8090, "etcd": 2379, "etcd-peer": 2380, "mongo": 27017}
         indexes = range(self._options.opas)
+        if self._options.shards is not None:
+            usual["router"] = 8180
         usual |= {f"{kind}-{i}": base + i for i in indexes for kind, base in (("agent", 8282), ("opa", 8181))}
         return self._state.ports(list(usual), None if self._options.auto_ports else usual)
 
@@ -201,7 +204,7 @@ class _Dev:
         remote = options.remote
         if remote is None:
             remote = await asyncio.to_thread(self._state.repository, options.branch, options.path)
-        programs = _Programs(folder, ports, urls, session, tools, remote, jwks_url, options)
+        programs = Programs(folder, ports, urls, session, tools, remote, jwks_url, options)
         await asyncio.gather(
             self._supervisor.start(programs.etcd(), _START_SECONDS),
             self._supervisor.start(programs.mongo(), _START_SECONDS),
@@ -219,106 +222,8 @@ class _Dev:
             "agents": [urls[f"agent-{i}"] for i in indexes],
             "mongo": f"mongodb://127.0.0.1:{ports['mongo']}",
             "webhook_secret": secret,
+            **({"router": urls["router"]} if "router" in urls else {}),
         }
-
-
-@dataclass(frozen=True, slots=True)
-class _Programs:
-    """The command line, environment and sign of life of each process."""
-
-    folder: Path
-    ports: dict[str, int]
-    urls: dict[str, str]
-    session: aiohttp.ClientSession
-    tools: dict[str, Path]
-    remote: str
-    jwks_url: str
-    options: Options
-
-    def etcd(self) -> Program:
-        peer = self.urls["etcd-peer"]
-        words = [str(self.tools["etcd"]), "--name", "dev", "--data-dir", str(self.folder / "etcd")]
-        words += ["--listen-client-urls", self.urls["etcd"], "--advertise-client-urls", self.urls["etcd"]]
-        words += ["--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer, "--initial-cluster", f"dev={peer}"]
-        words += ["--max-request-bytes", "2097152", "--quota-backend-bytes", str(2 * 1024**3), "--log-level", "warn"]
-        words += ["--auto-compaction-mode", "periodic", "--auto-compaction-retention", "10m"]
-        words += ["--heartbeat-interval", "50", "--election-timeout", "250"]
-        return Program("etcd", words, self._log("etcd"), self._http(f"{self.urls['etcd']}/readyz"))
-
-    def mongo(self) -> Program:
-        settings = self.folder / "mongo.toml"
-        settings.touch()
-        words = [sys.executable, "-m", "secantus", "--config", str(settings), "--host", "127.0.0.1"]
-        words += ["--port", str(self.ports["mongo"]), "--storage-path", str(self.folder / "mongo")]
-        words += ["--log-level", "WARNING", "--cache-size", "64M", "--sync-on-commit"]
-        return Program("mongo", words, self._log("mongo"), self._tcp(self.ports["mongo"]))
-
-    def server(self) -> Program:
-        environment = {
-            "REGOPS_ETCD_ENDPOINTS": self.urls["etcd"],
-            **server_environment(self.jwks_url, self.urls["opa-0"]),
-            "REGOPS_GIT_REMOTE": self.remote,
-            "REGOPS_GIT_BRANCH": self.options.branch,
-            "REGOPS_GIT_PATH": self.options.path,
-            "REGOPS_GIT_POLL_INTERVAL": "1",
-            "REGOPS_GIT_HOOKED_POLL_INTERVAL": "1",
-            "REGOPS_HOOKS_SECRETS_FILE": str(self.folder / WEBHOOK_SECRET),
-            "REGOPS_PAGE_TICKETS_FILE": str(self.folder / PAGE_TICKETS),
-            "REGOPS_SERVER_PORT": str(self.ports["api"]),
-            "REGOPS_SERVER_STATE": str(self.folder / "server"),
-            "REGOPS_SERVER_ID": "server",
-            "REGOPS_OPA_BINARY": str(self.tools["opa"]),
-            "REGOPS_MONGO_URI": f"mongodb://127.0.0.1:{self.ports['mongo']}",
-        }
-        words = [sys.executable, "-m", "regops", "server"]
-        return Program("server", words, self._log("server"), self._http(f"{self.urls['api']}/readyz"), environment)
-
-    def agent(self, index: int) -> Program:
-        name = f"agent-{index}"
-        environment = {
-            "REGOPS_ETCD_ENDPOINTS": self.urls["etcd"],
-            "REGOPS_AGENT_PORT": str(self.ports[name]),
-            "REGOPS_AGENT_ID": name,
-            "REGOPS_AGENT_STATE": str(self.folder / name),
-            "REGOPS_AGENT_OPA": self.urls[f"opa-{index}"],
-        }
-        words = [sys.executable, "-m", "regops", "agent"]
-        return Program(name, words, self._log(name), self._http(f"{self.urls[name]}/readyz"), environment)
-
-    def opa(self, index: int) -> Program:
-        name = f"opa-{index}"
-        config = self.folder / f"{name}.yaml"
-        config.write_text(opa_config(self.urls[f"agent-{index}"]), encoding="utf-8")
-        words = [str(self.tools["opa"]), "run", "--server", "--addr", f"127.0.0.1:{self.ports[name]}"]
-        words += ["--config-file", str(config), "--skip-version-check", "--shutdown-grace-period", "1"]
-        words += ["--log-level", "error"]
-        return Program(name, words, self._log(name), self._http(f"{self.urls[name]}/health?bundles"))
-
-    def _log(self, name: str) -> Path:
-        return self.folder / "logs" / f"{name}.log"
-
-    def _http(self, url: str) -> Callable[[], Awaitable[bool]]:
-        async def answers() -> bool:
-            try:
-                async with self.session.get(url) as answer:
-                    return answer.status == 200  # noqa: PLR2004 OK
-            except (aiohttp.ClientError, TimeoutError):
-                return False
-
-        return answers
-
-    def _tcp(self, port: int) -> Callable[[], Awaitable[bool]]:
-        async def answers() -> bool:
-            try:
-                _, writer = await asyncio.open_connection("127.0.0.1", port)
-            except OSError:
-                return False
-            writer.close()
-            with contextlib.suppress(OSError):
-                await writer.wait_closed()
-            return True
-
-        return answers
 
 
 def _say(line: str) -> None:

@@ -37,14 +37,14 @@ def welcome(document: dict[str, Any], text: str | None) -> str:
   Git     {document["git"]} (branch {document["branch"]}, folder {document["path"]})
   etcd    {", ".join(document["etcd"])}
   MongoDB {document["mongo"]}
-"""
+{_router(document)}"""
     lines = _push_lines(document, text) if _change(text or "") else _clone_lines(document)
     return f"{addresses}\n{lines}\n\nCtrl-C ends everything. What is applied shows up here:\n"
 
 
 async def flip(session: aiohttp.ClientSession, document: dict[str, Any], folder: Path, say: Say) -> None:
     """Push the demonstration's change and wait for the other decision."""
-    opa = document["opa"][0] + _QUERY
+    opa = _asked(document) + _QUERY
     before = await _until(lambda: _decision(session, opa), lambda answer: answer is not None)
     await asyncio.to_thread(_push, document, folder, say)
     pushed = monotonic()
@@ -78,7 +78,7 @@ def _push_lines(document: dict[str, Any], text: str | None) -> str:
 
   git clone {document["git"]} my-policies && cd my-policies
   sed -i 's/{old}/{new}/' {file} && {commit} && git push
-  curl -s {document["opa"][0]}{_QUERY} -d '{query}'
+  curl -s {_asked(document)}{_QUERY} -d '{query}'
 
 The push changes the answer from {answers}."""
 
@@ -87,7 +87,21 @@ def _clone_lines(document: dict[str, Any]) -> str:
     return f"""Change a policy in a clone and push; then ask OPA
 
   git clone {document["git"]} my-policies
-  curl -s {document["opa"][0]}/v1/data/platform"""
+  curl -s {_asked(document)}/v1/data/platform"""
+
+
+def _asked(document: dict[str, Any]) -> str:
+    """Who answers for every project: the router, where there are shards."""
+    return str(document.get("router") or document["opa"][0])
+
+
+def _router(document: dict[str, Any]) -> str:
+    if "router" not in document:
+        return ""
+    count = len(document["opa"])
+    return f"""  Router  {document["router"]}   (asks the right one of {count} shards; only to try it out: an
+          installation has HAProxy or Envoy there, configured by: regops shards haproxy, regops shards envoy)
+"""
 
 
 def _push(document: dict[str, Any], folder: Path, say: Say) -> None:

@@ -8,6 +8,11 @@ from typing import Any, Final
 
 import aiohttp
 
+from reconciler.adapters.etcd import EtcdStore
+from reconciler.core.errors import RegopsError
+from reconciler.core.keyspace import Keyspace
+from reconciler.core.ports import Delete, Range, Transaction
+
 _LONGEST: Final = 20.0
 _POLL: Final = 0.03
 
@@ -24,6 +29,22 @@ async def settle(session: aiohttp.ClientSession, document: dict[str, Any]) -> No
         except (aiohttp.ClientError, TimeoutError):
             pass
         await asyncio.sleep(_POLL)
+
+
+async def forget_former(document: dict[str, Any]) -> None:
+    """Forget the agents of a former run with more OPAs or shards: they are gone for good, and nobody shall wait for
+    them. An etcd that does not answer is no reason not to start."""
+    keys, own = Keyspace(), {f"agent-{index}" for index in range(len(document["opa"]))}
+    store = EtcdStore(document["etcd"])
+    try:
+        (found,) = (await store.read(Range(keys.receipts, prefix=True, keys_only=True))).ranges
+        former = [kv.key for kv in found if kv.key.rpartition("/")[2] not in own]
+        if former:
+            await store.commit(Transaction((), tuple(Delete(key) for key in former)))
+    except RegopsError:
+        return
+    finally:
+        await store.aclose()
 
 
 def _settled(status: dict[str, Any], opas: int) -> bool:

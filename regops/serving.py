@@ -21,6 +21,7 @@ from reconciler.agent.scope import ALL, Scope
 from reconciler.aside import share_the_process
 from reconciler.core.conditions import FETCH_FAILED, RECONCILING, is_working
 from reconciler.core.errors import RegopsError
+from reconciler.core.shards import Shard
 from reconciler.core.versions import Retention
 from reconciler.loop import Loop, StatusKeeper
 from reconciler.metrics import FleetMetrics, LoopMetrics, ReceiptMetrics, RecorderMetrics, StoreMetrics
@@ -29,7 +30,7 @@ from reconciler.progress import Progress
 from reconciler.proving import Prover
 from reconciler.receipt_recorder import ReceiptRecorder
 from reconciler.recorder import Recorder
-from reconciler.settings import Settings
+from reconciler.settings import AgentSettings, Settings
 from reconciler.triggers import DriftWatch, Kind, Mailbox, watch_files
 from regops import compose
 from regops.api_side import Engine, open_api
@@ -104,7 +105,7 @@ async def serve_agent(settings: Settings) -> None:
         state_dir=own.state,
         host=own.host,
         port=own.port,
-        scope=Scope.of_projects(own.projects) if own.projects else ALL,
+        scope=_scope(own),
         opa_url=own.opa or None,
         min_opa_version=own.min_opa_version or None,
     )
@@ -113,6 +114,12 @@ async def serve_agent(settings: Settings) -> None:
         keyspace = compose.keyspace(settings.etcd)
         agent = Agent(store, config, keyspace=keyspace, registry=_registry(), tracer=tracer)
         await agent.run()
+
+
+def _scope(own: AgentSettings) -> Scope:
+    if own.shard:
+        return Scope.of_shard(Shard.parse(own.shard))
+    return Scope.of_projects(own.projects) if own.projects else ALL
 
 
 @dataclass(frozen=True, slots=True)

@@ -175,9 +175,10 @@ class Receipt(Record):
     """``agents/<dc>/<id>``: what one OPA proves to enforce.
 
     ``enforced_revision`` is the commit (40 hex) whose content the OPA's latest poll carried, ``none`` for the empty
-    bundle, or ``null`` while nothing is proven; ``digest`` the ETag that this poll carried; ``scope`` ``all`` or
-    ``projects:a,b``; ``error`` OPA's own refusal or ``null``; ``stale`` whether the agent could not reach etcd when it
-    served; ``seen_at`` when the agent wrote it, which it does again every few minutes (`reconciler.core.silence`).
+    bundle, or ``null`` while nothing is proven; ``digest`` the ETag that this poll carried; ``scope`` ``all``,
+    ``projects:a,b`` or ``shard:2/8``; ``error`` OPA's own refusal or ``null``; ``stale`` whether the agent could not
+    reach etcd when it served; ``seen_at`` when the agent wrote it, which it does again every few minutes
+    (`reconciler.core.silence`).
     """
 
     optional: ClassVar[frozenset[str]] = frozenset(

@@ -11,9 +11,11 @@ from typing import Any
 import click
 
 from reconciler.agent.opa_config import opa_config
+from reconciler.core.shards import Shard
 from reconciler.settings import Settings, load
 from regops import compose, logs, serving
 from regops.commands.errors import one_line
+from regops.commands.shard_type import ShardType
 from regops.commands.target import own_url
 
 log = logging.getLogger(__name__)
@@ -69,6 +71,7 @@ def server(config: Path | None, log_level: str, role: str) -> None:
 Examples:
   regops agent                              for an OPA that answers for everything
   regops agent --project billing            a sidecar: the platform and one project
+  regops agent --shard 2/8                  the platform and one in eight of all projects
   regops agent opa-config > opa.yaml        the configuration of that OPA
 """,
 )
@@ -81,13 +84,22 @@ Examples:
     metavar="NAME",
     help="Only this project (and the platform); may be repeated.",
 )
+@click.option("--shard", type=ShardType(), help="Only shard I of N, counted from 1 (and the platform).")
 @click.pass_context
 @one_line
-def agent(context: click.Context, config: Path | None, log_level: str, projects: tuple[str, ...]) -> None:
-    """Serve the applied policy to the OPA beside this agent, and report what that OPA enforces."""
+def agent(
+    context: click.Context, config: Path | None, log_level: str, projects: tuple[str, ...], shard: Shard | None
+) -> None:
+    """Serve the applied policy to the OPA beside this agent, and report what that OPA enforces.
+
+    Without --project and --shard, and agent.projects and agent.shard in the settings, that OPA answers for everything.
+    How callers reach the right shard: `regops shards`.
+    """
     settings = load(config)
-    if projects:
-        chosen = settings.agent.model_copy(update={"projects": projects})
+    if projects and shard:
+        raise click.UsageError("--project and --shard exclude each other: give one of them")
+    if projects or shard:
+        chosen = settings.agent.model_copy(update={"projects": projects, "shard": str(shard or "")})
         settings = settings.model_copy(update={"agent": chosen})
     context.obj = settings
     if context.invoked_subcommand is None:

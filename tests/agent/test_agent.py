@@ -11,6 +11,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
+import aiohttp
 import pytest
 from agent.leader import Leader, keyspace_of, rego
 from fixtures.etcd import EtcdServer, eventually
@@ -226,6 +227,49 @@ async def test_a_commit_that_changes_nothing_in_scope_moves_the_receipt_and_acti
         third = await site.leader.apply(projects__a=rego("projects/a", 2))
         await site.until_enforced(third.commit)
         assert await site.opa.revision() == third.commit
+
+
+async def test_a_shard_activates_what_is_its_own_and_its_receipt_moves_on_with_the_rest(site: Site) -> None:
+    """Project a is in shard 1 of 2, p9999 in shard 2."""
+    first = await site.leader.apply(
+        platform=rego("platform", 1), projects__a=rego("projects/a", 1), projects__p9999=rego("projects/p9999", 1)
+    )
+    async with site.agent(Scope.parse("shard:1/2")) as agent:
+        assert (await site.until_enforced(first.commit)).scope == "shard:1/2"
+        assert agent.mirror.state is not None
+        assert set(agent.mirror.state.policies) == {"platform", "projects/a"}, "no more is in memory"
+        assert await site.opa.query("projects/a/value") == 1
+        assert await site.opa.ask("projects/p9999") == await site.opa.ask("projects/unknown")
+        assert "result" not in await site.opa.ask("projects/p9999")
+        second = await site.leader.apply(projects__p9999=rego("projects/p9999", 2))
+        await site.until_enforced(second.commit)
+        assert site.count("bundles_sent_total") == 1
+        assert await site.opa.revision() == first.commit
+        third = await site.leader.apply(projects__a=None, platform=rego("platform", 2))
+        await site.until_enforced(third.commit)
+        assert await site.opa.query("platform/value") == 2
+        assert await site.opa.query("projects/a/value") is None
+
+
+async def test_an_agent_of_another_number_of_shards_does_not_serve_the_copy_of_before(
+    tmp_path: Path, opa: OpaServer, etcd: EtcdServer
+) -> None:
+    """Its projects are others: what the old copy lacks would be taken for undefined."""
+    store = EtcdStore([etcd.endpoint])
+    site = Site(tmp_path / "agent", opa, Leader(store, Keyspace()), store)
+    applied = await site.leader.apply(platform=rego("platform", 1), projects__a=rego("projects/a", 1))
+    async with site.agent(Scope.parse("shard:1/2")):
+        await site.until_enforced(applied.commit)
+    etcd.stop()
+    await site.opa.kill()
+    async with site.agent(Scope.parse("shard:1/3")) as agent, aiohttp.ClientSession() as session:
+        async with session.get(f"{agent.url}/readyz") as answer:
+            assert (answer.status, (await answer.json())["revision"]) == (503, None)
+        etcd.start()
+        await site.opa.start()
+        await site.until_enforced(applied.commit)
+        assert await site.opa.query("projects/a/value") == 1
+    await store.aclose()
 
 
 async def test_an_opa_older_than_the_compiler_is_an_error(site: Site) -> None:

@@ -166,6 +166,45 @@ async def test_a_policy_says_what_is_live_and_how_many_opas_enforce_it(
     assert (await replica.get("/status/policies/Bad")).status == 400
 
 
+async def test_a_policy_is_enforced_by_the_opas_of_its_shard(replica: Replica, world: World, store: EtcdStore) -> None:
+    """`mine` is in shard 1 of 2 and in shard 1 of 4, which run side by side while the number of shards changes."""
+    await live(replica, "mine", "sharded")
+    now = await applied(replica)
+    scopes = ("shard:1/2", "shard:2/2", "shard:1/4", "shard:4/4", "shard:9/4")
+    agents = [Agent(world, store, scope.replace(":", "-").replace("/", "-"), scope) for scope in scopes]
+    for each in agents:
+        await each.live()
+        await each.tell(now if each.scope == "shard:1/2" else "1" * 40, ago(3))
+    try:
+        found = (await replica.get("/status/policies/mine")).body
+        assert sorted(each["scope"] for each in found["enforced_by"]) == ["shard:1/2", "shard:1/4", "shard:9/4"]
+        assert found["agents"] == {"total": 3, "current": 1, "behind": 2, "unknown": 0, "errors": 0}
+        assert (await replica.get("/status/policies/platform")).body["agents"]["total"] == 5
+        seen = (await replica.get("/fleet", **MEMBER)).body["agents"]
+        assert {each["scope"] for each in seen} == set(scopes), "the number of a shard names nobody's project"
+    finally:
+        for each in agents:
+            await each.forget()
+
+
+async def test_a_write_is_active_when_its_own_shard_enforces_it(
+    replica: Replica, world: World, store: EtcdStore
+) -> None:
+    """The other shard is behind, and nobody waits for it; where no agent serves the shard, nothing is active."""
+    own, other = Agent(world, store, "own", "shard:1/2"), Agent(world, store, "other", "shard:2/2")
+    await other.live()
+    await other.tell("1" * 40, ago(3))
+    etag = (await replica.get("/policies/mine?ref=head")).etag
+    alone = await replica.put("mine", "a shard without agent", query="?wait=active&timeout=1", If_Match=etag)
+    assert alone.headers["Policy-Sync"] == "live"
+    await own.live()
+    await own.tell(await applied(replica), ago(3))
+    answer = await replica.put("mine", "a shard without agent", query="?wait=active&timeout=5", If_Match=alone.etag)
+    assert answer.headers["Policy-Sync"] == "active"
+    for each in (own, other):
+        await each.forget()
+
+
 async def test_a_held_policy_is_out_of_sync_with_its_errors_also_when_it_never_was_live(
     replica: Replica, world: World
 ) -> None:

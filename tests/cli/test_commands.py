@@ -205,3 +205,39 @@ def test_the_overview_cuts_no_line_short() -> None:
 class _Quiet(http.server.SimpleHTTPRequestHandler):
     def log_message(self, *_args: object) -> None:
         """Nothing."""
+
+
+@pytest.mark.parametrize("text", ["0/4", "5/4", "x", "1"])
+def test_what_is_no_shard_is_wrong_usage_with_the_rule(text: str) -> None:
+    done = CliRunner().invoke(main, ["agent", "--shard", text])
+    assert done.exit_code == 2
+    assert f"'{text}' is no shard: write i/n" in " ".join(done.output.split())
+
+
+def test_a_shard_and_projects_exclude_each_other() -> None:
+    done = CliRunner().invoke(main, ["agent", "--shard", "1/2", "--project", "a"])
+    assert done.exit_code == 2
+    assert "--project and --shard exclude each other" in done.output
+
+
+def test_the_shard_of_a_project_is_told() -> None:
+    done = CliRunner().invoke(main, ["shards", "find", "--of", "8", "billing", "web-shop"])
+    assert (done.exit_code, done.output) == (0, "billing 6/8\nweb-shop 8/8\n")
+    assert CliRunner().invoke(main, ["shards", "find", "--of", "8", "Billing"]).exit_code == 2
+
+
+@pytest.mark.parametrize("gateway", ["haproxy", "envoy"])
+def test_the_opas_behind_a_gateway_come_from_the_command_line_or_a_file(tmp_path: Path, gateway: str) -> None:
+    file = tmp_path / "shards.yaml"
+    file.write_text("1: [a:1, b:2]\n2: [c:3]\n")
+    words = ["shards", gateway, "--shard-backend", "1=a:1,b:2", "--shard-backend", "2=c:3"]
+    by_words = CliRunner().invoke(main, words)
+    by_file = CliRunner().invoke(main, ["shards", gateway, "--file", str(file)])
+    assert by_words.exit_code == by_file.exit_code == 0
+    assert by_words.output == by_file.output
+    missing = CliRunner().invoke(main, ["shards", gateway, "--shard-backend", "2=c:3"])
+    assert missing.exit_code == 1
+    assert missing.output.startswith("Error: shard 1 of 2 has no OPA. Name each shard's OPAs: --shard-backend")
+    nowhere = CliRunner().invoke(main, ["shards", gateway, "--state", str(tmp_path)])
+    assert (nowhere.exit_code, "Start `regops dev`" in nowhere.output) == (1, True)
+    assert CliRunner().invoke(main, ["shards", gateway, "--listen", "8180"]).exit_code == 2

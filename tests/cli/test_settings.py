@@ -28,6 +28,7 @@ def settings_file(folder: Path, text: str) -> Path:
         ("git:\n  remote: x\n  poll_interval: soon\n", ":3: git.poll_interval: Input should be a valid number"),
         ("git:\n  path: ../x\n", ":2: git.path: must be a folder inside the repository"),
         ("etcd:\n  endpoints: {a: b}\n", ":2: etcd.endpoints: Input should be a list"),
+        ("agent: {projects: [a], shard: 1/2}\n", ":1: agent: agent.shard and agent.projects exclude each other"),
         ("remote: x\n", ":1: this is no mapping of settings. Write groups"),
         ("git: {remote: x}\n---\ngit: {}\n", ":2:1: this is not YAML:"),
     ],
@@ -46,6 +47,7 @@ def test_a_mistake_in_the_file_is_named_with_its_line(tmp_path: Path, text: str,
         ("REGOPS_GIT_REMOT", "x", "REGOPS_GIT_REMOT is no setting. Did you mean REGOPS_GIT_REMOTE?"),
         ("REGOPS_POLL_INTERVAL", "1", "REGOPS_POLL_INTERVAL is no setting. Did you mean REGOPS_GIT_POLL_INTERVAL?"),
         ("REGOPS_GUARD_RATIO", "7", "REGOPS_GUARD_RATIO: Input should be less than or equal to 1"),
+        ("REGOPS_AGENT_SHARD", "0/4", "REGOPS_AGENT_SHARD: '0/4' is no shard: write i/n, shard i of n"),
     ],
 )
 def test_a_mistake_in_a_variable_is_named_with_the_variable(variable: str, value: str, says: str) -> None:
