@@ -40,7 +40,7 @@ SECTIONS: dict[str, tuple[str, Section]] = {
     ),
     "one-change": (
         "where the time of one change goes, up to 100,000 policies",
-        lambda quick: passes.one_change(*(((100,), 5) if quick else ((1000, 10_000, 100_000), 20))),
+        lambda quick: passes.one_change(*(((100,), 5) if quick else ((1000, 10_000, 100_000), 10))),
     ),
     "served": (
         "applied written → bundle served by the agent",

@@ -9,10 +9,13 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
+from sys import intern
 from typing import Any, ClassVar, Self
 
 from reconciler.core.model import FileError
 
+_NAMES: dict[type, frozenset[str]] = {}
+_SHARED = ("commit", "actor", "at", "data")
 _string = json.encoder.encode_basestring
 _JSON = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 CHANGED_LIMIT = 100
@@ -37,7 +40,7 @@ class Record:
         document = json.loads(value)
         if not isinstance(document, dict):
             raise ValueError(f"{cls.__name__} record is no JSON object")  # noqa: TRY004 one error class for callers
-        known = {f.name for f in fields(cls)}
+        known = _names(cls)
         missing = known - document.keys() - cls.optional
         if missing:
             raise ValueError(f"{cls.__name__} record lacks {', '.join(sorted(missing))}")
@@ -111,6 +114,12 @@ class Meta(Record):
     rego_version: int = 1
     rego: str = ""
     data: str | None = None
+
+    @classmethod
+    def _build(cls, document: dict[str, Any]) -> Self:
+        """Most policies have these in common with others: each is in memory once."""
+        shared = {name: intern(value) for name in _SHARED if isinstance(value := document.get(name), str)}
+        return cls(**document | shared)
 
     def encode(self) -> bytes:
         """See `Record.encode`, to the byte: there are as many of these as policies, and all their values are plain."""
@@ -197,6 +206,13 @@ class Receipt(Record):
     stages: Mapping[str, str] | None = None
     digest: str | None = None
     seen_at: str | None = None
+
+
+def _names(kind: type[Record]) -> frozenset[str]:
+    found = _NAMES.get(kind)
+    if found is None:
+        found = _NAMES[kind] = frozenset(field.name for field in fields(kind))
+    return found
 
 
 def _encode(document: Mapping[str, Any]) -> bytes:

@@ -19,6 +19,7 @@ from pygit2.enums import ObjectType
 
 from reconciler.adapters.git import GitSource
 from reconciler.adapters.git.access import Access
+from reconciler.adapters.git.transport import HEAD_REF
 from reconciler.core.errors import StalledError, TransientError
 from reconciler.core.model import Content, project_policy
 from reconciler.core.ports import Edit, Identity, PushResult
@@ -89,6 +90,18 @@ async def test_a_pushed_commit_is_the_head_everywhere(clone: Clone, remote: Remo
         "Änn Exämple <ann@example.org>|regops <regops@localhost>\n"
     )
     git(remote, "fsck", "--strict")
+
+
+async def test_a_poll_behind_a_push_finds_the_pushed_commit(clone: Clone, remote: Remote) -> None:
+    """The reference in the mirror is that of the last fetch: a poll that only asked the remote, and saw that the branch
+    was where this replica had pushed it, must not answer with that."""
+    source = clone()
+    base = await source.fetch()
+    tip = await commit(source, base, edit())
+    await source.push(base, tip)
+    assert await source.fetch(told=False) == tip
+    assert await source.fetch(told=False) == tip
+    assert pygit2.Repository(str(source._folder.path)).references[HEAD_REF].target == pygit2.Oid(hex=remote.head)
 
 
 async def test_a_message_is_what_git_reads_and_nothing_in_it_begins_another_line(clone: Clone, remote: Remote) -> None:

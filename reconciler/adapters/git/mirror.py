@@ -248,7 +248,8 @@ class GitSource:
         if told or self._head is None:
             return None
         there = await self._transport.head(self._folder.path, self._fetch_timeout)
-        return await self._objects.run(_head) if there == self._head else None
+        # The mirror's own reference is behind what was pushed from here: the fetch moves it.
+        return there if there == self._head and await self._objects.run(_head) == there else None
 
     async def _update(self) -> str:
         """Fetch into the mirror that is there, sweeping it once where a lock was left."""
