@@ -1,4 +1,7 @@
-"""Composition: settings → adapters → engine → processes. Nothing here decides anything."""
+"""Composition: settings → adapters → engine → processes. Nothing here decides anything.
+
+Each function imports what it opens: an agent carries no Git and no MongoDB client, and a command starts at once.
+"""
 
 from __future__ import annotations
 
@@ -9,27 +12,25 @@ import tempfile
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from reconciler.adapters.etcd import EtcdStore
-from reconciler.adapters.git import GitSource
-from reconciler.adapters.git.access import Access
-from reconciler.adapters.git.export import Exported, export
-from reconciler.adapters.git.worktree import Pair, commit_folder, commit_of, commit_pair, write_tree
-from reconciler.adapters.mongo import MongoAudit, MongoDatabase, MongoReceipts, MongoVersions
-from reconciler.adapters.opa import OpaCompiler
 from reconciler.core.errors import StalledError, TransientError
-from reconciler.core.guards import Limits as DeletionLimits
 from reconciler.core.keyspace import Keyspace
-from reconciler.core.limits import Limits
 from reconciler.core.ports import Identity, KeyValueStore, Source
-from reconciler.core.receipt_ports import ReceiptStore
-from reconciler.core.record_ports import AuditStore, VersionStore
 from reconciler.core.tracing import NO_TRACER, Tracer
-from reconciler.reconcile import Reconciler
 from reconciler.settings import EtcdSettings, MongoSettings, Settings, TracingSettings
-from reconciler.validation import Judge
 from regops import __version__, toolchain
+
+if TYPE_CHECKING:
+    from reconciler.adapters.etcd import EtcdStore
+    from reconciler.adapters.git import GitSource
+    from reconciler.adapters.git.export import Exported
+    from reconciler.adapters.git.worktree import Pair
+    from reconciler.core.receipt_ports import ReceiptStore
+    from reconciler.core.record_ports import AuditStore, VersionStore
+    from reconciler.reconcile import Reconciler
+    from reconciler.validation import Judge
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +43,8 @@ def keyspace(settings: EtcdSettings) -> Keyspace:
 @contextlib.asynccontextmanager
 async def open_store(settings: EtcdSettings) -> AsyncIterator[EtcdStore]:
     """The connection to etcd; connects when it is first used."""
+    from reconciler.adapters.etcd import EtcdStore
+
     password = settings.password_file.read_text(encoding="utf-8").strip() if settings.password_file else ""
     store = EtcdStore(
         settings.endpoints,
@@ -73,12 +76,17 @@ def export_mirror(
     mirror: Path, into: Path, *, branch: str, path: str, commit: str | None, say: Callable[[str], None]
 ) -> Exported:
     """See `reconciler.adapters.git.export`."""
+    from reconciler.adapters.git.export import export
+
     return export(mirror, into, branch=branch, path=path, commit=commit, say=say)
 
 
 @contextlib.asynccontextmanager
 async def open_source(settings: Settings) -> AsyncIterator[GitSource]:
     """The configured branch, mirrored below `server.state`. The remote need not answer yet."""
+    from reconciler.adapters.git import GitSource
+    from reconciler.adapters.git.access import Access
+
     check_source(settings)
     git = settings.git
     try:
@@ -139,6 +147,8 @@ async def open_record(settings: MongoSettings) -> AsyncIterator[Record | None]:
     if not uri:
         yield None
         return
+    from reconciler.adapters.mongo import MongoAudit, MongoDatabase, MongoReceipts, MongoVersions
+
     database = MongoDatabase(uri, settings.database, timeout=settings.timeout, ca_file=settings.ca_file)
     try:
         yield Record(
@@ -155,6 +165,9 @@ async def open_snapshot(
     settings: Settings, folder: Path, *, path: str, revision: str | None
 ) -> AsyncIterator[tuple[Source, str]]:
     """A working tree, or a commit of the repository around it, as a source of its own; with its head."""
+    from reconciler.adapters.git import GitSource
+    from reconciler.adapters.git.worktree import commit_folder, commit_of
+
     with tempfile.TemporaryDirectory(prefix="regops-check-") as scratch:
         repository = Path(scratch, "snapshot.git")
         if revision is None:
@@ -180,6 +193,9 @@ async def open_pair(
 ) -> AsyncIterator[tuple[Source, Pair, Path]]:
     """Two revisions, or one and the files in ``folder``, as a source of its own; and a folder with the head's files
     below ``path``, tests and all."""
+    from reconciler.adapters.git import GitSource
+    from reconciler.adapters.git.worktree import commit_pair, write_tree
+
     with tempfile.TemporaryDirectory(prefix="regops-check-") as scratch:
         repository, files = Path(scratch, "pair.git"), Path(scratch, "files")
         pair = await asyncio.to_thread(commit_pair, folder, path, base, head, repository)
@@ -221,7 +237,7 @@ async def open_tracer(settings: TracingSettings, *, service: str, instance: str)
         yield NO_TRACER
         return
     try:
-        from reconciler.adapters.otel import OtelTracer  # noqa: PLC0415 off costs nothing
+        from reconciler.adapters.otel import OtelTracer
     except ImportError as error:
         raise StalledError(
             "tracing.endpoint is set, and OpenTelemetry is not installed",
@@ -268,6 +284,10 @@ def opa_binary(settings: Settings) -> Path:
 @contextlib.asynccontextmanager
 async def open_judge(settings: Settings, source: Source) -> AsyncIterator[Judge]:
     """A judge and its private OPA, which is started when it is first asked: until then nobody needs it."""
+    from reconciler.adapters.opa import OpaCompiler
+    from reconciler.core.limits import Limits
+    from reconciler.validation import Judge
+
     policy = settings.policy
     limits = Limits(
         rego_bytes=policy.max_rego_bytes,
@@ -294,12 +314,15 @@ def make_reconciler(
     settings: Settings, source: Source, store: KeyValueStore, judge: Judge, tracer: Tracer = NO_TRACER
 ) -> Reconciler:
     """The pass, with the configured guards."""
+    from reconciler.core.guards import Limits
+    from reconciler.reconcile import Reconciler
+
     guard = settings.guard
     return Reconciler(
         source,
         store,
         judge,
         keyspace=keyspace(settings.etcd),
-        limits=DeletionLimits(ratio=guard.ratio, floor=guard.floor, cap=guard.cap),
+        limits=Limits(ratio=guard.ratio, floor=guard.floor, cap=guard.cap),
         tracer=tracer,
     )

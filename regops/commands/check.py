@@ -27,7 +27,6 @@ from regops.commands.errors import one_line
 
 
 @click.command(
-    short_help="Would these policies go live? file:line:column of each error.",
     epilog="""\b
 Examples:
   regops check                       the working tree in this folder

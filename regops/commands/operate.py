@@ -12,7 +12,6 @@ from regops.commands.words import open_words
 
 
 @click.command(
-    short_help="Stop applying commits; what is live stays.",
     epilog="""\b
 Examples:
   regops suspend --reason "incident 4711"
@@ -31,7 +30,6 @@ def suspend(target: Target, reason: str) -> None:
 
 
 @click.command(
-    short_help="Go on applying commits.",
     epilog="""\b
 Example:
   regops resume

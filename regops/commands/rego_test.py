@@ -14,7 +14,6 @@ from regops.commands.errors import one_line
 
 @click.command(
     name="test",
-    short_help="Run the Rego unit tests of a policy repository.",
     epilog="""\b
 Examples:
   regops test                 the policy repository in this folder
