@@ -20,7 +20,7 @@ from reconciler.core.keyspace import Keyspace
 from reconciler.core.ports import Identity, KeyValueStore, Source
 from reconciler.core.tracing import NO_TRACER, Tracer
 from reconciler.settings import EtcdSettings, MongoSettings, Settings, TracingSettings
-from regops import __version__, toolchain
+from regops import __version__
 
 if TYPE_CHECKING:
     from reconciler.adapters.etcd import EtcdStore
@@ -266,6 +266,8 @@ async def open_tracer(settings: TracingSettings, *, service: str, instance: str)
 
 def opa_binary(settings: Settings) -> Path:
     """The `opa` to validate with. Raises `StalledError` when there is none."""
+    from regops import toolchain
+
     if settings.opa.binary is not None:
         return settings.opa.binary
     try:
