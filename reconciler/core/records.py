@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
+from sys import intern
 from typing import Any, ClassVar, Self
 
 from reconciler.core.model import FileError
@@ -109,6 +110,14 @@ class Meta(Record):
     rego_version: int = 1
     rego: str = ""
     data: str | None = None
+
+    @classmethod
+    def _build(cls, document: dict[str, Any]) -> Self:
+        """Equal texts are one object: many policies share commit, actor and time, and a server knows each twice."""
+        shared: dict[str, Any] = {
+            name: intern(said) if isinstance(said, str) else said for name, said in document.items()
+        }
+        return cls(**shared)
 
 
 @dataclass(frozen=True, slots=True)
