@@ -122,6 +122,22 @@ async def test_a_gap_in_the_chain_is_read_whole_but_only_what_differs_is_fetched
         assert diary.reads == 3 + 1
 
 
+async def test_a_new_leader_s_first_word_reads_nothing(store: EtcdStore, leader: Leader) -> None:
+    """It writes the same apply anew, and each of 1,000 agents read the records of all policies, and wrote its receipt
+    again."""
+    diary = Diary()
+    first = await leader.apply(platform=b"p", projects__a=b"a")
+    async with mirroring(store, leader.keys, diary=diary) as mirror:
+        state = await at(mirror, first.commit)
+        renewed = replace(first, id="renewed", previous=first.id, changed=None)
+        await leader.write(renewed)
+        async with asyncio.timeout(SECONDS):
+            anew = await mirror.wait_newer(state)
+        assert anew.applied == renewed
+        assert held(anew) == {"platform": b"p", "projects/a": b"a"}
+    assert (diary.how, diary.reads) == (["snapshot", "delta"], 2)
+
+
 async def test_chosen_projects_are_all_that_is_read(store: EtcdStore, leader: Leader) -> None:
     diary = Diary()
     first = await leader.apply(platform=b"p", projects__a=b"a", projects__b=b"b")
