@@ -222,10 +222,15 @@ async def _reached(agents: int, policies: int, scope: int, changed: str, commits
 async def storms(agents: int, policies: int) -> Table:
     """What all do at the same moment."""
     with tempfile.TemporaryDirectory(prefix="regops-bench-") as folder:
-        async with _world(Path(folder), policies) as (etcd, leader), fleet(etcd, leader.store, agents, 0) as crowd:
+        async with (
+            _world(Path(folder), policies) as (etcd, leader),
+            fleet(etcd, leader.store, agents, policies) as crowd,
+        ):
             rows = [row async for row in _stormy(etcd, leader, crowd, agents)]
     columns = ("what", "agents", "half of them, ms", "the last, ms", "etcd CPU s", "etcd sent MB")
-    return Table("fleet", f"A fleet on one etcd: {policies} policies, each agent answers for all", columns, rows)
+    return Table(
+        "fleet", f"A fleet on one etcd: {policies} policies, each agent answers for one project", columns, rows
+    )
 
 
 async def _stormy(etcd: EtcdServer, leader: Leader, crowd: Fleet, agents: int) -> AsyncIterator[list[Cell]]:
@@ -233,8 +238,15 @@ async def _stormy(etcd: EtcdServer, leader: Leader, crowd: Fleet, agents: int) -
     began = await crowd.start()
     yield _row("all start at once: whole", agents, [at - began for at in await crowd.hold(leader.applied.id)], load)
     yield _row("… and every receipt is there", agents, [await crowd.prove(leader.applied.commit) - began], load)
+    written = await leader.change("platform")
+    yield _row(
+        "a change of the platform: held", agents, [at - written for at in await crowd.hold(leader.applied.id)], load
+    )
+    yield _row("… every receipt names it", agents, [await crowd.prove(leader.applied.commit) - written], load)
     written = await leader.change("projects/p0")
-    yield _row("a commit: held", agents, [at - written for at in await crowd.hold(leader.applied.id)], load)
+    yield _row(
+        "a change of one project: held", agents, [at - written for at in await crowd.hold(leader.applied.id)], load
+    )
     yield _row("… every receipt names it", agents, [await crowd.prove(leader.applied.commit) - written], load)
     written = await leader.renew()
     yield _row(
@@ -244,7 +256,7 @@ async def _stormy(etcd: EtcdServer, leader: Leader, crowd: Fleet, agents: int) -
     await asyncio.to_thread(etcd.start)
     back = time.monotonic()
     load = Load(etcd)
-    await leader.change("projects/p1")
+    await leader.change("platform")
     yield _row(
         "etcd killed and started again: a commit is held",
         agents,

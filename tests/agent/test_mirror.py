@@ -7,6 +7,7 @@ import contextlib
 import shutil
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from typing import Any, cast
 
 import pytest
 from agent.leader import Leader, commit_id, compact, keyspace_of, rego
@@ -17,10 +18,10 @@ from reconciler.adapters.etcd import EtcdStore
 from reconciler.agent.mirror import Mirror
 from reconciler.agent.scope import ALL, Scope
 from reconciler.agent.state import MirrorState
-from reconciler.core.errors import RegopsError
+from reconciler.core.errors import RegopsError, StoreError
 from reconciler.core.keyspace import Keyspace
 from reconciler.core.model import Content, policy_name
-from reconciler.core.ports import Delete, KeyValueStore, Put, Transaction
+from reconciler.core.ports import Delete, KeyValueStore, Put, Range, Read, Transaction
 
 SECONDS = 15
 
@@ -159,6 +160,38 @@ async def test_hundreds_of_policies_are_read_in_several_answers(store: EtcdStore
     applied = await leader.apply(platform=b"p")
     async with mirroring(store, leader.keys) as mirror:
         assert held(await at(mirror, applied.commit)) == {"platform": b"p", **{name: name.encode() for name in names}}
+
+
+class Busy:
+    """An etcd of whose reads of many keys one, the ``late``-th, is not answered in time."""
+
+    def __init__(self, store: KeyValueStore, late: int) -> None:
+        self._store, self._late = store, late
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._store, name)
+
+    async def read(self, *ranges: Range, revision: int = 0) -> Read:
+        self._late -= len(ranges) > 3
+        if self._late == 0:
+            self._late = -1
+            raise StoreError("etcd did not answer in time", reason="StoreUnavailable")
+        return await self._store.read(*ranges, revision=revision)
+
+
+async def test_a_start_that_breaks_off_goes_on_where_it_was(store: EtcdStore, leader: Leader) -> None:
+    """A thousand agents started at once; each had some read that came too late, and began again with the first policy,
+    so that etcd stayed as busy as it was and hardly anybody ever had all."""
+    for start in range(0, 200, 40):
+        lot: dict[str, Any] = {f"projects__p{number}": b"x" for number in range(start, start + 40)}
+        first = await leader.apply(**lot)
+    diary = Diary()
+    busy = cast("KeyValueStore", Busy(store, late=9))
+    async with mirroring(busy, leader.keys, diary=diary) as mirror:
+        assert len(held(await at(mirror, first.commit))) == 200
+    assert diary.reasons == ["StoreUnavailable"]
+    assert diary.how == ["snapshot"]
+    assert diary.reads < 200 - 100, "only what was still missing"
 
 
 async def test_a_hand_edit_is_never_seen(store: EtcdStore, leader: Leader) -> None:
