@@ -175,7 +175,7 @@ class Load:
 
 def _row(what: str, agents: int, times: Iterable[float], load: Load) -> list[Cell]:
     """The median and the last of the times, ms, and etcd's part in it."""
-    sorted_times = sorted(times)
+    sorted_times = sorted(max(0.0, each) for each in times)
     cells = [ms(sorted_times[len(sorted_times) // 2]), ms(sorted_times[-1])]
     return [what, agents, *cells, *load.since()]
 
