@@ -10,7 +10,7 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -123,7 +123,10 @@ async def _times(worker: asyncio.subprocess.Process, apply: str) -> list[float]:
 
 
 @contextlib.asynccontextmanager
-async def fleet(etcd: EtcdServer, store: EtcdStore, agents: int, policies: int) -> AsyncIterator[Fleet]:
+async def fleet(
+    etcd: EtcdServer, store: EtcdStore, agents: int, policies: int, environment: Mapping[str, str] | None = None
+) -> AsyncIterator[Fleet]:
+    """Of agents that each answer for one of ``policies`` projects, or for everything (0)."""
     workers = []
     share = agents // PROCESSES
     try:
@@ -135,6 +138,7 @@ async def fleet(etcd: EtcdServer, store: EtcdStore, agents: int, policies: int) 
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.DEVNULL,
                 limit=16 << 20,
+                env={**os.environ, **(environment or {})},
             )
             workers.append(worker)
             assert worker.stdout is not None
@@ -264,6 +268,39 @@ async def _stormy(etcd: EtcdServer, leader: Leader, crowd: Fleet, agents: int) -
         load,
     )
     yield _row("… every receipt names it", agents, [await crowd.prove(leader.applied.commit) - back], load)
+
+
+async def grown(agents: int, policies: int, commits: int) -> Table:
+    """Etcd's database over many commits, five a second, none of which changes what most of the agents have."""
+    rows = [
+        await _grown(agents, policies, commits, "written at once", within=0.0),
+        await _grown(agents, policies, commits, "as it is: within a second", within=1.0),
+        await _grown(agents, policies, commits, "… and compacted every 50 commits", within=1.0, compacted=50),
+    ]
+    columns = ("receipts that only move on", "agents", "commits", "receipts written", "database MB before", "after")
+    says = "etcd's database while commits flow, five a second, that change one project"
+    return Table("fleet-growth", says, columns, rows)
+
+
+async def _grown(
+    agents: int, policies: int, commits: int, what: str, *, within: float, compacted: int = 0
+) -> list[Cell]:
+    with tempfile.TemporaryDirectory(prefix="regops-bench-") as folder:
+        world, pace = _world(Path(folder), policies), {"REGOPS_BENCH_WITHIN": str(within)}
+        async with world as (etcd, leader), fleet(etcd, leader.store, agents, policies, pace) as crowd:
+            await crowd.start()
+            await crowd.prove(leader.applied.commit)
+            load, before = Load(etcd), (await leader.store.read()).revision
+            size = load.database()
+            for number in range(1, commits + 1):
+                await leader.change("projects/p0")
+                await asyncio.sleep(0.2)
+                if compacted and number % compacted == 0:
+                    revision = (await leader.store.read()).revision
+                    await asyncio.to_thread(etcd.post, "kv/compaction", {"revision": str(revision)})
+            await crowd.prove(leader.applied.commit)
+            written = (await leader.store.read()).revision - before - commits
+            return [what, agents, commits, written, size, load.database()]
 
 
 @contextlib.asynccontextmanager

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import sys
 import time
 from collections import defaultdict
@@ -14,6 +15,7 @@ from collections import defaultdict
 from prometheus_client import CollectorRegistry
 
 from reconciler.adapters.etcd import EtcdStore
+from reconciler.agent import publisher
 from reconciler.agent.bundle import NO_REVISION, Bundle, content_etag
 from reconciler.agent.latest import Pulse
 from reconciler.agent.mirror import Mirror
@@ -96,6 +98,7 @@ def say(**words: object) -> None:
 async def main(endpoint: str, first: int, count: int, policies: int) -> None:
     """``policies`` 0: each agent answers for everything."""
     share_the_process()
+    publisher._MOVES_ON_WITHIN = float(os.environ.get("REGOPS_BENCH_WITHIN", publisher._MOVES_ON_WITHIN))  # type: ignore[misc]  # noqa: SLF001 the experiment
     crowd = Crowd(count)
     numbers = range(first, first + count)
     scopes = [Scope.of_projects([f"p{number % policies}"]) if policies else ALL for number in numbers]
