@@ -47,7 +47,7 @@ async def _compared(size: int, commits: int) -> tuple[list[float], list[float]]:
             one = await stack.enter_async_context(regops(folders[0], repositories[0]))
             other = await stack.enter_async_context(opal(folders[1], repositories[1]))
             for peer in (one, other):
-                for number in (0, size - 1):
+                for number in range(size):
                     await marked(session, peer.opa, f"p{number}", 0, world.START_SECONDS)
             for mark in range(1, commits + 1):
                 ours.append(await world.timed(one, repositories[0], session, mark))
