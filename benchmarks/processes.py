@@ -101,6 +101,11 @@ class Running:
             time.sleep(0.005)
         raise SystemExit(f"{path} was not as it should be after {_PATIENCE:.0f} s")
 
+    def processor(self) -> float:
+        """Seconds of processor that it has used."""
+        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
     def memory(self) -> tuple[float, float]:
         """Resident and peak, MB."""
         pid = self.process.pid
