@@ -12,6 +12,7 @@ import os
 import re
 import socket
 from collections.abc import Iterable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -50,7 +51,8 @@ def _protocol(remote: str) -> str:
 
 
 class _Group(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True)
+    # Built once, within `Settings`, and with no look at this file for the docstrings: every command waits for it.
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, defer_build=True)
 
     @field_validator("*")
     @classmethod
@@ -397,21 +399,21 @@ class AuthSettings(_Group):
 class Settings(_Group):
     """All groups."""
 
-    git: GitSettings = GitSettings()
-    etcd: EtcdSettings = EtcdSettings()
-    policy: PolicySettings = PolicySettings()
-    guard: GuardSettings = GuardSettings()
-    loop: LoopSettings = LoopSettings()
-    server: ServerSettings = ServerSettings()
-    api: ApiSettings = ApiSettings()
-    hooks: HooksSettings = HooksSettings()
-    page: PageSettings = PageSettings()
-    audit: AuditSettings = AuditSettings()
-    mongo: MongoSettings = MongoSettings()
-    tracing: TracingSettings = TracingSettings()
-    agent: AgentSettings = AgentSettings()
-    opa: OpaSettings = OpaSettings()
-    auth: AuthSettings = AuthSettings()
+    git: GitSettings = Field(default_factory=GitSettings)
+    etcd: EtcdSettings = Field(default_factory=EtcdSettings)
+    policy: PolicySettings = Field(default_factory=PolicySettings)
+    guard: GuardSettings = Field(default_factory=GuardSettings)
+    loop: LoopSettings = Field(default_factory=LoopSettings)
+    server: ServerSettings = Field(default_factory=ServerSettings)
+    api: ApiSettings = Field(default_factory=ApiSettings)
+    hooks: HooksSettings = Field(default_factory=HooksSettings)
+    page: PageSettings = Field(default_factory=PageSettings)
+    audit: AuditSettings = Field(default_factory=AuditSettings)
+    mongo: MongoSettings = Field(default_factory=MongoSettings)
+    tracing: TracingSettings = Field(default_factory=TracingSettings)
+    agent: AgentSettings = Field(default_factory=AgentSettings)
+    opa: OpaSettings = Field(default_factory=OpaSettings)
+    auth: AuthSettings = Field(default_factory=AuthSettings)
 
 
 def setting_names() -> dict[str, str]:
@@ -425,12 +427,12 @@ def setting_names() -> dict[str, str]:
 
 def load(file: Path | None, environment: Mapping[str, str] = os.environ) -> Settings:
     """Read the file (when given) and the environment. Raises `StalledError` naming file, line, setting and remedy."""
-    document = SettingsFile.read(file) if file else SettingsFile()
+    document = _read(file) if file else SettingsFile()
     _refuse_unknown(document)
-    merged = {
-        group: {key: _listed(group, key, value) for key, value in values.items()}
-        for group, values in document.groups.items()
-    }
+    # Every group is there, so that none is made from its defaults: each would be built as a model of its own.
+    merged: dict[str, dict[str, Any]] = {group: {} for group in _groups()}
+    for group, values in document.groups.items():
+        merged[group] = {key: _listed(group, key, value) for key, value in values.items()}
     origins: dict[str, str] = {}
     by_variable = {variable: name for name, variable in setting_names().items()}
     for variable, value in environment.items():
@@ -452,8 +454,16 @@ def load(file: Path | None, environment: Mapping[str, str] = os.environ) -> Sett
         raise _invalid(f"{where}: {what}", "See docs/settings.md.") from error
 
 
+@cache
 def _groups() -> dict[str, type[_Group]]:
-    return {name: type(getattr(Settings(), name)) for name in Settings.model_fields}
+    groups = {name: field.annotation for name, field in Settings.model_fields.items()}
+    return {name: group for name, group in groups.items() if isinstance(group, type) and issubclass(group, _Group)}
+
+
+def _read(file: Path) -> SettingsFile:
+    from reconciler.settings_yaml import read  # noqa: PLC0415 many an agent has no file
+
+    return read(file)
 
 
 def _refuse_unknown(document: SettingsFile) -> None:

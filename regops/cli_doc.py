@@ -33,7 +33,8 @@ def _helps(command: click.Command, name: str, above: click.Context | None = None
     yield context.command_path, "\n".join(line.rstrip() for line in lines)
     if isinstance(command, click.Group):
         for below in command.list_commands(context):
-            yield from _helps(command.commands[below], below, context)
+            if (found := command.get_command(context, below)) is not None:
+                yield from _helps(found, below, context)
 
 
 if __name__ == "__main__":

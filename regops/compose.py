@@ -1,4 +1,7 @@
-"""Composition: settings → adapters → engine → processes. Nothing here decides anything."""
+"""Composition: settings → adapters → engine → processes. Nothing here decides anything.
+
+Each function imports what it opens: an agent carries no Git and no MongoDB client, and a command starts at once.
+"""
 
 from __future__ import annotations
 
@@ -9,30 +12,25 @@ import tempfile
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from reconciler.adapters.etcd import EtcdStore
-from reconciler.adapters.git import GitSource
-from reconciler.adapters.git.access import Access
-from reconciler.adapters.git.export import Exported, export
-from reconciler.adapters.mongo import MongoAudit, MongoDatabase, MongoReceipts, MongoVersions
-from reconciler.adapters.opa import OpaCompiler
-from reconciler.adapters.verdict_file import VerdictFile
 from reconciler.core.errors import StalledError, TransientError
-from reconciler.core.guards import Limits as DeletionLimits
 from reconciler.core.keyspace import Keyspace
-from reconciler.core.limits import RULES, Limits
 from reconciler.core.ports import Identity, KeyValueStore, Source
-from reconciler.core.receipt_ports import ReceiptStore
-from reconciler.core.record_ports import AuditStore, VersionStore
 from reconciler.core.tracing import NO_TRACER, Tracer
-from reconciler.progress import Progress
-from reconciler.reconcile import Reconciler
 from reconciler.settings import EtcdSettings, MongoSettings, Settings, TracingSettings
-from reconciler.validation import Judge
-from reconciler.verdicts import Verdicts
-from regops import __version__, toolchain
-from regops.revisions import open_snapshot
+from regops import __version__
+
+if TYPE_CHECKING:
+    from reconciler.adapters.etcd import EtcdStore
+    from reconciler.adapters.git import GitSource
+    from reconciler.adapters.git.export import Exported
+    from reconciler.core.receipt_ports import ReceiptStore
+    from reconciler.core.record_ports import AuditStore, VersionStore
+    from reconciler.progress import Progress
+    from reconciler.reconcile import Reconciler
+    from reconciler.validation import Judge
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +43,8 @@ def keyspace(settings: EtcdSettings) -> Keyspace:
 @contextlib.asynccontextmanager
 async def open_store(settings: EtcdSettings) -> AsyncIterator[EtcdStore]:
     """The connection to etcd; connects when it is first used."""
+    from reconciler.adapters.etcd import EtcdStore
+
     password = settings.password_file.read_text(encoding="utf-8").strip() if settings.password_file else ""
     store = EtcdStore(
         settings.endpoints,
@@ -76,12 +76,17 @@ def export_mirror(
     mirror: Path, into: Path, *, branch: str, path: str, commit: str | None, say: Callable[[str], None]
 ) -> Exported:
     """See `reconciler.adapters.git.export`."""
+    from reconciler.adapters.git.export import export
+
     return export(mirror, into, branch=branch, path=path, commit=commit, say=say)
 
 
 @contextlib.asynccontextmanager
 async def open_source(settings: Settings) -> AsyncIterator[GitSource]:
     """The configured branch, mirrored below `server.state`. The remote need not answer yet."""
+    from reconciler.adapters.git import GitSource
+    from reconciler.adapters.git.access import Access
+
     check_source(settings)
     git = settings.git
     try:
@@ -142,6 +147,8 @@ async def open_record(settings: MongoSettings) -> AsyncIterator[Record | None]:
     if not uri:
         yield None
         return
+    from reconciler.adapters.mongo import MongoAudit, MongoDatabase, MongoReceipts, MongoVersions
+
     database = MongoDatabase(uri, settings.database, timeout=settings.timeout, ca_file=settings.ca_file)
     try:
         yield Record(
@@ -159,6 +166,8 @@ async def open_plan_source(
 ) -> AsyncIterator[tuple[Source, str]]:
     """What `regops plan` compares with etcd: a folder, a commit, or the head of the configured branch."""
     if folder is not None:
+        from regops.revisions import open_snapshot
+
         async with open_snapshot(settings, folder, path=settings.git.path, revision=revision) as snapshot:
             yield snapshot
         return
@@ -176,7 +185,7 @@ async def open_tracer(settings: TracingSettings, *, service: str, instance: str)
         yield NO_TRACER
         return
     try:
-        from reconciler.adapters.otel import OtelTracer  # noqa: PLC0415 off costs nothing
+        from reconciler.adapters.otel import OtelTracer
     except ImportError as error:
         raise StalledError(
             "tracing.endpoint is set, and OpenTelemetry is not installed",
@@ -205,6 +214,8 @@ async def open_tracer(settings: TracingSettings, *, service: str, instance: str)
 
 def opa_binary(settings: Settings) -> Path:
     """The `opa` to validate with. Raises `StalledError` when there is none."""
+    from regops import toolchain
+
     if settings.opa.binary is not None:
         return settings.opa.binary
     try:
@@ -228,6 +239,12 @@ async def open_judge(
 
     For a ``server`` verdicts outlive a restart, and a platform that concerns many waits while other changes go on.
     """
+    from reconciler.adapters.opa import OpaCompiler
+    from reconciler.adapters.verdict_file import VerdictFile
+    from reconciler.core.limits import RULES, Limits
+    from reconciler.validation import Judge
+    from reconciler.verdicts import Verdicts
+
     policy = settings.policy
     limits = Limits(
         rego_bytes=policy.max_rego_bytes,
@@ -264,12 +281,15 @@ def make_reconciler(
     settings: Settings, source: Source, store: KeyValueStore, judge: Judge, tracer: Tracer = NO_TRACER
 ) -> Reconciler:
     """The pass, with the configured guards."""
+    from reconciler.core.guards import Limits
+    from reconciler.reconcile import Reconciler
+
     guard = settings.guard
     return Reconciler(
         source,
         store,
         judge,
         keyspace=keyspace(settings.etcd),
-        limits=DeletionLimits(ratio=guard.ratio, floor=guard.floor, cap=guard.cap),
+        limits=Limits(ratio=guard.ratio, floor=guard.floor, cap=guard.cap),
         tracer=tracer,
     )

@@ -36,7 +36,6 @@ _START_SECONDS = 60.0
 @click.group(
     invoke_without_command=True,
     subcommand_metavar="[COMMAND]",
-    short_help="Run the whole system here, to try it and to write policies.",
     epilog="""\b
 Examples:
   regops dev                         everything, on the usual ports; Ctrl-C ends it

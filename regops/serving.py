@@ -1,27 +1,18 @@
-"""The long-running processes: what runs side by side in a server and in an agent, and how they end."""
+"""A server: what runs side by side in it."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import logging
-import signal
 from collections.abc import Coroutine, Iterator
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, NoReturn
 
-from prometheus_client import CollectorRegistry
-from prometheus_client.platform_collector import PlatformCollector
-from prometheus_client.process_collector import ProcessCollector
-
 from reconciler.adapters.etcd import Election, EtcdStore
-from reconciler.agent.agent import Agent, AgentConfig
-from reconciler.agent.scope import ALL, Scope
-from reconciler.aside import share_the_process
 from reconciler.core.conditions import FETCH_FAILED, RECONCILING, is_working
 from reconciler.core.errors import RegopsError
-from reconciler.core.shards import Shard
 from reconciler.core.versions import Retention
 from reconciler.loop import Loop, StatusKeeper
 from reconciler.metrics import FleetMetrics, LoopMetrics, ReceiptMetrics, RecorderMetrics, StoreMetrics
@@ -30,11 +21,12 @@ from reconciler.progress import Progress
 from reconciler.proving import Prover
 from reconciler.receipt_recorder import ReceiptRecorder
 from reconciler.recorder import Recorder
-from reconciler.settings import AgentSettings, Settings
+from reconciler.settings import Settings
 from reconciler.triggers import DriftWatch, Kind, Mailbox, watch_files
 from regops import compose
 from regops.api_side import Engine, open_api
 from regops.auditing import open_audit
+from regops.process import process_registry
 
 log = logging.getLogger(__name__)
 
@@ -44,24 +36,13 @@ RETRY_SECONDS = 1.0
 """Pause before trying again what could not be started, or to campaign when etcd did not answer."""
 
 
-async def until_signalled(main: Coroutine[Any, Any, None]) -> None:
-    """Run ``main`` until it ends or SIGTERM or SIGINT comes; the end is a cancellation, so that everything closes."""
-    share_the_process()
-    task = asyncio.ensure_future(main)
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, task.cancel)
-    with contextlib.suppress(asyncio.CancelledError):
-        await task
-
-
 async def serve(settings: Settings, *, api: bool, reconciler: bool) -> None:
     """A server: API and mirror, and the loop while this replica leads. Runs until cancelled.
 
     An etcd, a Git remote or an OPA that is away is waited for; raises `RegopsError` only for wrong settings.
     """
     compose.check_source(settings)
-    registry = _registry()
+    registry = process_registry()
     async with contextlib.AsyncExitStack() as stack:
         store = await stack.enter_async_context(compose.open_store(settings.etcd))
         source = await stack.enter_async_context(compose.open_source(settings))
@@ -94,32 +75,6 @@ async def serve(settings: Settings, *, api: bool, reconciler: bool) -> None:
         if reconciler:
             group.create_task(contender.run(), name="reconciler")
         await asyncio.Event().wait()
-
-
-async def serve_agent(settings: Settings) -> None:
-    """An agent. Runs until cancelled."""
-    own = settings.agent
-    config = AgentConfig(
-        datacentre=own.datacentre,
-        id=own.id,
-        state_dir=own.state,
-        host=own.host,
-        port=own.port,
-        scope=_scope(own),
-        opa_url=own.opa or None,
-        min_opa_version=own.min_opa_version or None,
-    )
-    tracing = compose.open_tracer(settings.tracing, service="regops-agent", instance=own.id)
-    async with compose.open_store(settings.etcd) as store, tracing as tracer:
-        keyspace = compose.keyspace(settings.etcd)
-        agent = Agent(store, config, keyspace=keyspace, registry=_registry(), tracer=tracer)
-        await agent.run()
-
-
-def _scope(own: AgentSettings) -> Scope:
-    if own.shard:
-        return Scope.of_shard(Shard.parse(own.shard))
-    return Scope.of_projects(own.projects) if own.projects else ALL
 
 
 @dataclass(frozen=True, slots=True)
@@ -283,10 +238,3 @@ async def _watch_health(store: EtcdStore, metrics: StoreMetrics) -> None:
         for finding in (*(warning.text for warning in health.warnings), *health.alarms):
             log.warning("etcd needs attention", extra={"finding": finding})
         await asyncio.sleep(HEALTH_INTERVAL)
-
-
-def _registry() -> CollectorRegistry:
-    registry = CollectorRegistry()
-    ProcessCollector(registry=registry)
-    PlatformCollector(registry=registry)
-    return registry

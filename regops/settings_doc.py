@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
 import sys
+from itertools import pairwise
 from typing import Any
 
 from pydantic import BaseModel
@@ -36,10 +39,24 @@ def document() -> str:
         model: BaseModel = getattr(groups, group)
         parts.append(f"\n## {group}\n\n{(type(model).__doc__ or '').strip()}\n")
         parts.append("| setting | variable | default | what |\n|---|---|---|---|")
+        said = _docstrings(type(model))
         for name, field in type(model).model_fields.items():
             variable = names[f"{group}.{name}"]
-            parts.append(f"| `{group}.{name}` | `{variable}` | {_default(field)} | {field.description} |")
+            parts.append(f"| `{group}.{name}` | `{variable}` | {_default(field)} | {said[name]} |")
     return "\n".join(parts) + "\n"
+
+
+def _docstrings(model: type[BaseModel]) -> dict[str, str]:
+    """The text under each setting. `KeyError` at the caller's for one that has none."""
+    (body,) = ast.parse(inspect.getsource(model)).body
+    if not isinstance(body, ast.ClassDef):
+        raise TypeError(f"{model} is no class")
+    return {
+        field.target.id: inspect.cleandoc(said.value.value)
+        for field, said in pairwise(body.body)
+        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
+        if isinstance(said, ast.Expr) and isinstance(said.value, ast.Constant) and isinstance(said.value.value, str)
+    }
 
 
 def _default(field: FieldInfo) -> str:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import logging
+import random
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -30,6 +31,10 @@ _WRITE_GAP: Final = 0.05
 _AT_ONCE: Final = 4
 """Writes that need not wait for each other: one activation takes two, the former proof withdrawn and the new one given,
 and the second is what `wait=active` waits for."""
+_MOVES_ON_WITHIN: Final = 1.0
+"""Seconds, at random up to this, before a receipt is written that only names a newer commit with the same content: of
+a fleet of sidecars nearly all do, at each commit, and of commits in a row the last one says it all. Nobody waits for
+these: `wait=active` waits for those that answer for the changed policy."""
 _REPEAT_EVERY: Final = 300.0
 """An unchanged receipt is written again: a restored etcd, or `fleet forget`, may have lost it, and `Receipt.seen_at`
 says until when the agent was not silent."""
@@ -66,6 +71,7 @@ class Publisher:
         self._written: Receipt | None = None
         self._written_at = 0.0
         self._paid_until = 0.0
+        self._due: float | None = None
 
     def repeat(self) -> None:
         """Write the receipt again even if it is unchanged: the store may not have it any more."""
@@ -80,6 +86,9 @@ class Publisher:
             if receipt == self._written and time.monotonic() - self._written_at < self._repeat_every:
                 await self._look_later()
                 continue
+            if (wait := self._may_wait(receipt)) > 0:
+                await self._look_later(wait)
+                continue
             try:
                 stamped = replace(receipt, seen_at=rfc3339(datetime.now(UTC)))
                 await self._put(self._keyspace.receipt(receipt.datacentre, receipt.id), stamped.encode())
@@ -87,7 +96,7 @@ class Publisher:
                 self._failed("receipt", error)
                 await backoff.sleep()
             else:
-                self._written, self._written_at = receipt, time.monotonic()
+                self._written, self._written_at, self._due = receipt, time.monotonic(), None
                 backoff.reset()
                 await self._pace()
 
@@ -129,11 +138,26 @@ class Publisher:
         self._paid_until = max(self._paid_until, now) + _WRITE_GAP
         await asyncio.sleep(max(0.0, self._paid_until - now - (_AT_ONCE - 1) * _WRITE_GAP))
 
-    async def _look_later(self) -> None:
+    def _may_wait(self, receipt: Receipt) -> float:
+        """Seconds for which this receipt may still wait for the next one to take its place."""
+        if self._written is None or not _moves_on(self._written, receipt):
+            return 0.0
+        now = time.monotonic()
+        if self._due is None:
+            self._due = now + random.uniform(0.0, _MOVES_ON_WITHIN)  # noqa: S311 no secret
+        return self._due - now
+
+    async def _look_later(self, seconds: float = _LOOK_EVERY) -> None:
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_LOOK_EVERY):
+            async with asyncio.timeout(seconds):
                 await self._changed.wait()
 
     def _failed(self, of: str, error: RegopsError) -> None:
         self._metrics.store_errors.labels(of).inc()
         log.warning("etcd does not take the agent's word", extra={"of": of, "error": str(error)})
+
+
+def _moves_on(former: Receipt, receipt: Receipt) -> bool:
+    """Whether nothing is told but that what was proven is the content of a newer commit too."""
+    later = replace(former, enforced_revision=receipt.enforced_revision, since=receipt.since, stages=receipt.stages)
+    return receipt.digest is not None and receipt.enforced_revision is not None and receipt == later

@@ -46,16 +46,19 @@ class MirrorState:
 def changed_since(former: MirrorState | None, history: Sequence[Applied]) -> frozenset[str] | None:
     """The policies in which the last of ``history`` (oldest first) can differ from ``former``.
 
-    ``None`` when that is not known: a link of the chain id ← previous is missing, or an apply does not say.
+    ``None`` when that is not known: a link of the chain id ← previous is missing, or an apply does not say. A new
+    leader writes the former apply anew and does not say either, but names the same commit and digest: nothing changed,
+    and no fleet reads everything because a server was restarted.
     """
     if former is None or former.applied is None:
         return None
-    last, changed = former.applied.id, set[str]()
+    last, changed = former.applied, set[str]()
     for applied in history:
-        if applied.previous != last or applied.changed is None:
+        again = (applied.commit, applied.digest) == (last.commit, last.digest)
+        if applied.previous != last.id or (applied.changed is None and not again):
             return None
-        changed.update(applied.changed)
-        last = applied.id
+        changed.update(applied.changed or ())
+        last = applied
     return frozenset(changed)
 
 

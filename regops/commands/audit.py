@@ -18,7 +18,6 @@ _PAGE = 1000
 
 
 @click.command(
-    short_help="Who did what, and what came of it.",
     epilog="""\b
 Examples:
   regops audit                                  the last 100 events

@@ -29,7 +29,6 @@ from regops.revisions import open_snapshot
 
 
 @click.command(
-    short_help="Would these policies go live? file:line:column of each error.",
     epilog="""\b
 Examples:
   regops check                       the working tree in this folder

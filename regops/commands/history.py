@@ -19,7 +19,6 @@ _COMMIT = 10
 
 
 @click.command(
-    short_help="Who changed which policy, when, and what became of it.",
     epilog="""\b
 Examples:
   regops history                       the latest changes of all policies
@@ -48,7 +47,6 @@ def history(target: Target, policy: str | None, limit: int, *, as_json: bool) ->
 
 
 @click.command(
-    short_help="What changed between two versions of a policy.",
     epilog="""\b
 Examples:
   regops diff billing                  the last change of what is live
@@ -73,7 +71,6 @@ def diff(target: Target, policy: str, old: str | None, new: str | None, *, as_js
 
 
 @click.command(
-    short_help="Which version of each policy was live at a time.",
     epilog="""\b
 Examples:
   regops at 2h                         two hours ago

@@ -14,7 +14,6 @@ from regops.commands.target import Target, target_options
 
 
 @click.group(
-    short_help="Restore a lost Git remote from a replica's mirror.",
     epilog="""\b
 Example:
   regops mirror export policies.git --config regops.yaml

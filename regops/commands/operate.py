@@ -13,7 +13,6 @@ from regops.commands.words import open_words
 
 
 @click.command(
-    short_help="Stop applying commits; what is live stays.",
     epilog="""\b
 Examples:
   regops suspend --reason "incident 4711"
@@ -38,7 +37,6 @@ def suspend(target: Target, reason: str, *, as_json: bool) -> None:
 
 
 @click.command(
-    short_help="Go on applying commits.",
     epilog="""\b
 Examples:
   regops resume

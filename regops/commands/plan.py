@@ -22,7 +22,6 @@ from regops.commands.target import Target, target_options
 
 
 @click.command(
-    short_help="What a sync would create, update, delete, hold or block.",
     epilog="""\b
 Examples:
   regops plan                                the head of the branch that a running `regops dev` follows

@@ -21,7 +21,6 @@ from regops.revisions import open_tested_snapshot
 
 @click.command(
     name="test",
-    short_help="Run the Rego unit tests of a policy repository.",
     epilog="""\b
 Examples:
   regops test                 the policy repository in this folder

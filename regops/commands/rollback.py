@@ -16,7 +16,6 @@ from regops.commands.target import Target, get, place_of, post, target_options
 
 
 @click.command(
-    short_help="Put an earlier version of a policy back.",
     epilog="""\b
 Examples:
   regops rollback billing              to the last applied version that is not as the live one

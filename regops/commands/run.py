@@ -13,10 +13,11 @@ import click
 from reconciler.agent.opa_config import opa_config
 from reconciler.core.shards import Shard
 from reconciler.settings import Settings, load
-from regops import compose, logs, serving
+from regops import compose, logs
 from regops.commands.errors import one_line
 from regops.commands.shard_type import ShardType
 from regops.commands.target import own_url
+from regops.process import until_signalled
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +35,6 @@ _level = click.option(
 
 
 @click.command(
-    short_help="Serve the API, and apply commits while elected.",
     epilog="""\b
 Examples:
   regops server --config regops.yaml
@@ -58,14 +58,15 @@ def server(config: Path | None, log_level: str, role: str) -> None:
     Any number of replicas may run; the elected leader applies. Logs are JSON lines on standard error. SIGTERM ends it
     cleanly: a leader hands over at once.
     """
+    from regops.serving import serve  # noqa: PLC0415 an agent does not carry a server
+
     settings = load(config)
     logs.set_up("regops-server", log_level)
     compose.opa_binary(settings)
-    _until_signalled(serving.serve(settings, api=role != "reconciler", reconciler=role != "api"))
+    _until_signalled(serve(settings, api=role != "reconciler", reconciler=role != "api"))
 
 
 @click.group(
-    short_help="Serve the applied policy to the OPA beside it.",
     invoke_without_command=True,
     epilog="""\b
 Examples:
@@ -103,8 +104,10 @@ def agent(
         settings = settings.model_copy(update={"agent": chosen})
     context.obj = settings
     if context.invoked_subcommand is None:
+        from regops.agent_side import serve_agent  # noqa: PLC0415 `agent opa-config` needs none of it
+
         logs.set_up("regops-agent", log_level)
-        _until_signalled(serving.serve_agent(settings))
+        _until_signalled(serve_agent(settings))
 
 
 @agent.command(
@@ -123,4 +126,4 @@ def print_opa_config(settings: Settings) -> None:
 
 
 def _until_signalled(main: Coroutine[Any, Any, None]) -> None:
-    asyncio.run(serving.until_signalled(main))
+    asyncio.run(until_signalled(main))

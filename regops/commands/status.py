@@ -33,7 +33,6 @@ _HEX: Final = re.compile(r"[0-9a-fA-F]{4,40}")
 
 
 @click.command(
-    short_help="What is live, what is held and why, who enforces it.",
     epilog="""\b
 Examples:
   regops status                              of the `regops dev` in this folder
@@ -103,7 +102,6 @@ async def _policies(target: Target) -> list[dict[str, Any]]:
 
 
 @click.command(
-    short_help="What the leader's passes did, by whom, and how long it took.",
     epilog="""\b
 Examples:
   regops passes                       the last 20
@@ -125,7 +123,6 @@ def passes(target: Target, limit: int, *, as_json: bool) -> None:
 
 
 @click.command(
-    short_help="One commit's way: pushed, seen, applied, enforced by each OPA.",
     epilog="""\b
 Examples:
   regops trace 1f3a9c2                the commit, or its first digits
@@ -149,7 +146,6 @@ def trace(target: Target, what: str, *, as_json: bool) -> None:
 
 
 @click.group(
-    short_help="Which commit each OPA proves to enforce.",
     invoke_without_command=True,
     epilog="""\b
 Examples:

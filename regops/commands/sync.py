@@ -18,7 +18,6 @@ _POLL_SECONDS = 0.1
 
 
 @click.command(
-    short_help="Look at the repository now; confirm blocked deletions.",
     epilog="""\b
 Examples:
   regops sync                           look at the repository now

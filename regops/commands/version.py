@@ -11,7 +11,6 @@ from regops import __version__
 
 
 @click.command(
-    short_help="Print the version.",
     epilog="""\b
 Example:
   regops version --json

@@ -7,6 +7,7 @@ import contextlib
 import shutil
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from typing import Any, cast
 
 import pytest
 from agent.leader import Leader, commit_id, compact, keyspace_of, rego
@@ -17,10 +18,10 @@ from reconciler.adapters.etcd import EtcdStore
 from reconciler.agent.mirror import Mirror
 from reconciler.agent.scope import ALL, Scope
 from reconciler.agent.state import MirrorState
-from reconciler.core.errors import RegopsError
+from reconciler.core.errors import RegopsError, StoreError
 from reconciler.core.keyspace import Keyspace
 from reconciler.core.model import Content, policy_name
-from reconciler.core.ports import Delete, KeyValueStore, Put, Transaction
+from reconciler.core.ports import Delete, KeyValueStore, Put, Range, Read, Transaction
 
 SECONDS = 15
 
@@ -122,6 +123,22 @@ async def test_a_gap_in_the_chain_is_read_whole_but_only_what_differs_is_fetched
         assert diary.reads == 3 + 1
 
 
+async def test_a_new_leader_s_first_word_reads_nothing(store: EtcdStore, leader: Leader) -> None:
+    """It writes the same apply anew, and each of 1,000 agents read the records of all policies, and wrote its receipt
+    again."""
+    diary = Diary()
+    first = await leader.apply(platform=b"p", projects__a=b"a")
+    async with mirroring(store, leader.keys, diary=diary) as mirror:
+        state = await at(mirror, first.commit)
+        renewed = replace(first, id="renewed", previous=first.id, changed=None)
+        await leader.write(renewed)
+        async with asyncio.timeout(SECONDS):
+            anew = await mirror.wait_newer(state)
+        assert anew.applied == renewed
+        assert held(anew) == {"platform": b"p", "projects/a": b"a"}
+    assert (diary.how, diary.reads) == (["snapshot", "delta"], 2)
+
+
 async def test_chosen_projects_are_all_that_is_read(store: EtcdStore, leader: Leader) -> None:
     diary = Diary()
     first = await leader.apply(platform=b"p", projects__a=b"a", projects__b=b"b")
@@ -143,6 +160,38 @@ async def test_hundreds_of_policies_are_read_in_several_answers(store: EtcdStore
     applied = await leader.apply(platform=b"p")
     async with mirroring(store, leader.keys) as mirror:
         assert held(await at(mirror, applied.commit)) == {"platform": b"p", **{name: name.encode() for name in names}}
+
+
+class Busy:
+    """An etcd of whose reads of many keys one, the ``late``-th, is not answered in time."""
+
+    def __init__(self, store: KeyValueStore, late: int) -> None:
+        self._store, self._late = store, late
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._store, name)
+
+    async def read(self, *ranges: Range, revision: int = 0) -> Read:
+        self._late -= len(ranges) > 3
+        if self._late == 0:
+            self._late = -1
+            raise StoreError("etcd did not answer in time", reason="StoreUnavailable")
+        return await self._store.read(*ranges, revision=revision)
+
+
+async def test_a_start_that_breaks_off_goes_on_where_it_was(store: EtcdStore, leader: Leader) -> None:
+    """A thousand agents started at once; each had some read that came too late, and began again with the first policy,
+    so that etcd stayed as busy as it was and hardly anybody ever had all."""
+    for start in range(0, 200, 40):
+        lot: dict[str, Any] = {f"projects__p{number}": b"x" for number in range(start, start + 40)}
+        first = await leader.apply(**lot)
+    diary = Diary()
+    busy = cast("KeyValueStore", Busy(store, late=9))
+    async with mirroring(busy, leader.keys, diary=diary) as mirror:
+        assert len(held(await at(mirror, first.commit))) == 200
+    assert diary.reasons == ["StoreUnavailable"]
+    assert diary.how == ["snapshot"]
+    assert diary.reads < 200 - 100, "only what was still missing"
 
 
 async def test_a_hand_edit_is_never_seen(store: EtcdStore, leader: Leader) -> None:

@@ -5,11 +5,13 @@ from dataclasses import replace
 from datetime import datetime
 from time import monotonic
 
+import pytest
 from agent.leader import AT, keyspace_of
 from fixtures.etcd import EtcdServer, eventually
 from prometheus_client import CollectorRegistry
 
 from reconciler.adapters.etcd import EtcdStore
+from reconciler.agent import publisher
 from reconciler.agent.latest import Pulse
 from reconciler.agent.publisher import Publisher
 from reconciler.core.keyspace import Keyspace
@@ -67,6 +69,39 @@ async def test_each_change_is_written_and_a_burst_becomes_few_writes(store: Etcd
     # Four at once, and one more for each gap that the 200 took: on a busy machine they take several.
     written = (await store.read()).revision - before.revision
     assert written <= 4 + (monotonic() - began) / 0.05
+    await desk.stop()
+
+
+async def test_a_receipt_that_only_moves_on_waits_for_the_next_and_a_new_proof_waits_for_nothing(
+    store: EtcdStore, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each of 1,000 sidecars wrote at each commit of any project, at the same moment: etcd's history grew by all of
+    them, and those that somebody waited for came in between."""
+    monkeypatch.setattr(publisher, "_MOVES_ON_WITHIN", 3600.0)
+    monkeypatch.setattr("random.uniform", lambda _least, most: most)
+    desk = Desk(store, keyspace_of(prefix))
+    desk.receipt = replace(desk.receipt, digest='"a"')
+    await eventually(lambda: desk.shows("none"))
+    desk.say(f"{1:040}")
+    desk.receipt = replace(desk.receipt, digest='"b"', enforced_revision=f"{2:040}")
+    desk.changed.beat()
+    await eventually(lambda: desk.shows(f"{2:040}"))
+    before = (await store.read()).revision
+    desk.say(f"{3:040}")
+    desk.say(f"{4:040}")
+    desk.receipt = replace(desk.receipt, enforced_revision=None)
+    desk.changed.beat()
+    await eventually(lambda: desk.shows(None))
+    assert (await store.read()).revision == before + 1
+    await desk.stop()
+
+
+async def test_a_receipt_that_only_moves_on_is_written_in_the_end(store: EtcdStore, prefix: str) -> None:
+    desk = Desk(store, keyspace_of(prefix))
+    desk.receipt = replace(desk.receipt, digest='"a"')
+    await eventually(lambda: desk.shows("none"))
+    desk.say(f"{1:040}")
+    await eventually(lambda: desk.shows(f"{1:040}"))
     await desk.stop()
 
 

@@ -182,7 +182,10 @@ def test_the_configuration_for_opa_names_an_address_that_it_can_reach(monkeypatc
 
 
 def commands() -> Iterator[tuple[str, click.Command]]:
-    for name, command in main.commands.items():
+    context = click.Context(main)
+    for name in main.list_commands(context):
+        command = main.get_command(context, name)
+        assert command is not None
         yield name, command
         if isinstance(command, click.Group):
             yield from ((f"{name} {inner}", below) for inner, below in command.commands.items())
