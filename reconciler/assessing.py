@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Final
 
 from reconciler.core.model import (
@@ -90,11 +90,13 @@ class Assessor:
         if asked and platform is not None:
             beside = Candidate(PLATFORM, await self._read(platform))
         with self._counted(len(asked)) as tell:
-            for start in range(0, len(asked), CHUNK):
-                tell(start)
-                found = await self._compile({name: versions[name] for name in asked[start : start + CHUNK]}, beside)
+            done = 0
+            while done < len(asked):
+                tell(done)
+                found = await self._compile(asked[done : done + CHUNK], versions, beside)
                 await self._verdicts.keep({keys[name]: verdict for name, verdict in found.items()}, pinned=pinned)
                 verdicts |= found
+                done += len(found)
         return verdicts
 
     @contextlib.contextmanager
@@ -109,23 +111,33 @@ class Assessor:
             self._progress.over()
 
     async def _compile(
-        self, versions: Mapping[PolicyName, BlobIds], platform: Candidate | None
+        self, names: Sequence[PolicyName], versions: Mapping[PolicyName, BlobIds], platform: Candidate | None
     ) -> dict[PolicyName, Verdict]:
+        """The verdicts of the first of these, as many as are read at once."""
         verdicts: dict[PolicyName, Verdict] = {}
         candidates = []
-        for name, blobs in versions.items():
-            errors = await self._oversized(name, blobs)
-            if errors:
+        for name, content in (await self._contents(names, versions)).items():
+            sizes = await self._source.sizes(versions[name]) if content is None else _sizes(content)
+            if errors := self._oversized(name, sizes):
                 verdicts[name] = Verdict(errors)
             else:
-                candidates.append(Candidate(name, await self._read(blobs)))
+                candidates.append(Candidate(name, content or await self._read(versions[name])))
         if candidates:
             verdicts.update(await self._compiler.validate(candidates, platform))
         return verdicts
 
-    async def _oversized(self, policy: PolicyName, blobs: BlobIds) -> tuple[FileError, ...]:
-        text = self._texts.get(blobs)
-        sizes = (len(text.rego), len(text.data or b"")) if text else await self._source.sizes(blobs)
+    async def _contents(
+        self, names: Sequence[PolicyName], versions: Mapping[PolicyName, BlobIds]
+    ) -> dict[PolicyName, Content | None]:
+        """The texts of the first of these, up to `_READ_BYTES` of them; ``None`` for what is too large to be read."""
+        own = [self._texts.get(versions[name]) for name in names]
+        wanted = [None if text else versions[name] for name, text in zip(names, own, strict=True)]
+        found: Sequence[Content | None] = [None] * len(names)
+        if any(wanted):
+            found = await self._source.contents(wanted, limit=sum(self._limits.values()), budget=_READ_BYTES)
+        return {name: text or read for name, text, read in zip(names, own, found, strict=False)}
+
+    def _oversized(self, policy: PolicyName, sizes: tuple[int, int]) -> tuple[FileError, ...]:
         return tuple(
             FileError(f"{policy}/{file}", f"is {size} bytes; the limit is {self._limits[file]}: make it smaller")
             for file, size in zip((REGO_FILE, DATA_FILE), sizes, strict=True)
@@ -155,10 +167,11 @@ class Assessor:
             verdicts: dict[PolicyName, Verdict] = {}
             candidates = []
             for name, blobs in versions.items():
-                if errors := await self._oversized(name, blobs):
+                text = self._texts.get(blobs)
+                if errors := self._oversized(name, _sizes(text) if text else await self._source.sizes(blobs)):
                     verdicts[name] = Verdict(errors)
                 else:
-                    candidates.append(Candidate(name, await self._read(blobs)))
+                    candidates.append(Candidate(name, text or await self._read(blobs)))
             verdicts.update(await self._compiler.together(candidates))
             self._set = (versions, verdicts)
         return self._set[1]
@@ -166,3 +179,7 @@ class Assessor:
     def unpin(self) -> None:
         """What was pinned may be forgotten."""
         self._verdicts.unpin()
+
+
+def _sizes(content: Content) -> tuple[int, int]:
+    return len(content.rego), len(content.data or b"")
