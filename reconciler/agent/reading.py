@@ -18,6 +18,9 @@ from reconciler.core.records import Applied, Meta
 
 POLICIES_PER_READ: Final = 16
 """A policy's keys share one transaction, of at most 2 MiB, so one answer stays below 32 MiB (and 128 operations)."""
+SMALL_PER_READ: Final = 42
+"""The same where all that were read so far are small: as many as 128 operations take."""
+SMALL_BYTES: Final = 64 * 1024
 READS_AT_ONCE: Final = 4
 HASHED_AT_ONCE: Final = 64 * 1024
 """Bytes that are hashed on the event loop itself: a tenth of a millisecond."""
@@ -77,6 +80,7 @@ class Reader:
         self._keyspace = keyspace
         self._scope = scope
         self._begun: dict[PolicyName, MirrorPolicy] = {}
+        self._largest = 0
 
     async def head(self) -> Head:
         """The newest ``applied``, and whether an apply is under way."""
@@ -119,11 +123,15 @@ class Reader:
         async def one(batch: Sequence[PolicyName]) -> None:
             found.update(await self._batch(batch, revision))
 
-        batches = list(_batched(names, POLICIES_PER_READ))
-        for window in _batched(batches, READS_AT_ONCE):
+        at, size = 0, POLICIES_PER_READ
+        while at < len(names):
+            window = [names[place : place + size] for place in range(at, len(names), size)[:READS_AT_ONCE]]
             for result in await asyncio.gather(*(one(batch) for batch in window), return_exceptions=True):
                 if isinstance(result, BaseException):
                     raise result
+            at += sum(map(len, window))
+            # Of small texts more come at once: each read costs as much as what it brings.
+            size = SMALL_PER_READ if self._largest < SMALL_BYTES else POLICIES_PER_READ
 
     async def _metas(self, revision: int) -> dict[PolicyName, Meta]:
         listed = self._scope.listed()
@@ -147,6 +155,7 @@ class Reader:
         keys = self._keyspace
         ranges = [Range(key) for name in names for key in (keys.meta(name), keys.rego(name), keys.data(name))]
         read = await self._store.read(*ranges, revision=revision)
+        self._largest = max([self._largest, *(len(kv.value) for kvs in read.ranges for kv in kvs)])
         stored = {name: _stored(read.ranges[3 * i : 3 * i + 3]) for i, name in enumerate(names)}
         size = sum(item.content.size for item in stored.values() if item and item.content)
         # A small policy is hashed sooner than a thread begins.

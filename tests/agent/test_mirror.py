@@ -186,7 +186,7 @@ async def test_a_start_that_breaks_off_goes_on_where_it_was(store: EtcdStore, le
         lot: dict[str, Any] = {f"projects__p{number}": b"x" for number in range(start, start + 40)}
         first = await leader.apply(**lot)
     diary = Diary()
-    busy = cast("KeyValueStore", Busy(store, late=9))
+    busy = cast("KeyValueStore", Busy(store, late=7))
     async with mirroring(busy, leader.keys, diary=diary) as mirror:
         assert len(held(await at(mirror, first.commit))) == 200
     assert diary.reasons == ["StoreUnavailable"]
