@@ -113,6 +113,8 @@ async def _main(options: Options) -> int:
     try:
         return await task
     except asyncio.CancelledError:
+        with contextlib.suppress(OSError):  # the terminal may be closed
+            _say(f"ended; the next run on {options.state} goes on where this one was")
         return 0
 
 

@@ -139,6 +139,7 @@ def test_a_killed_dev_is_taken_up_again_and_leaves_nothing_of_the_first(tmp_path
         assert [line for line in started.values() if "unix://" in line], "the server's private OPA compiled the push"
         began = time.monotonic()
         assert second.stop() == 0
+        assert f"ended; the next run on {second.folder / 'state'} goes on" in second.output.splitlines()[-1]
         assert time.monotonic() - began < 5
         assert not [pid for pid in started if alive(pid)]
         assert not second.file.exists()
@@ -199,6 +200,18 @@ def test_an_existing_remote_is_taken_and_neither_the_callers_variables_nor_the_f
         assert second.output.startswith("Error: another `regops dev` runs on ")
         assert fresh.get("/status")["sync"]["status"] == "Synced", "the first one is not disturbed"
         assert fresh.stop(signal.SIGHUP) == 0, "its terminal was closed"
+
+
+def mode(file: Path) -> int:
+    return file.stat().st_mode
+
+
+def test_tokens_and_secrets_of_a_dev_are_for_nobody_else_to_read(dev: Dev) -> None:
+    """ready.json holds an admin's token, the webhooks' secret and the log-in link: it was 0644 in a 0755 folder."""
+    state = dev.folder / "state"
+    assert mode(state) & 0o777 == 0o700
+    for file in (state / "ready.json", dev.file, state / "page-tickets.json", state / "webhook-secret"):
+        assert mode(file) & 0o777 == 0o600, file
 
 
 def test_what_cannot_work_is_said_before_anything_starts(tmp_path: Path) -> None:
