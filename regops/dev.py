@@ -19,6 +19,7 @@ from click.core import ParameterSource
 from reconciler.settings import load
 from regops import devdemo, devwatch, toolchain
 from regops.commands.errors import one_line
+from regops.commands.show import show
 from regops.commands.target import DEFAULT_STATE
 from regops.commands.token import token
 from regops.devenvironment import inherited
@@ -45,6 +46,7 @@ Examples:
   regops dev --git URL               with a policy repository of your own
   regops dev --once                  start, push one change, show the decision flip, end
   regops dev token --project billing a token for its API
+  regops dev show api                where its API is
   regops dev --reset                 begin again with the policies of policies-example/
 """,
 )
@@ -100,6 +102,7 @@ def dev(context: click.Context, /, ports: str, **options: Any) -> None:
 
 
 dev.add_command(token)
+dev.add_command(show)
 
 
 async def _main(options: Options) -> int:

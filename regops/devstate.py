@@ -43,12 +43,13 @@ class DevState:
         return self.folder / "git" / "policies.git"
 
     def secret(self) -> str:
-        """What webhooks are signed with; made once, for nobody else to read."""
+        """What webhooks are signed with; made once, for nobody else to read. Of a file to which somebody added others
+        the first."""
         file = self.folder / WEBHOOK_SECRET
         if not file.exists():
             with _private(file) as out:
                 out.write(f"{secrets.token_hex(32)}\n")
-        return file.read_text(encoding="utf-8").strip()
+        return file.read_text(encoding="utf-8").split()[0]
 
     def ticket(self, token: str) -> str:
         """A ticket that logs into the page with this token, as often as it is used and as long as this run lasts:
