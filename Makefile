@@ -99,9 +99,9 @@ $(MADE):
 	@touch $@
 
 $(INSTALLED): requirements.lock pyproject.toml $(MADE)
-	@echo "setup: installing the packages that requirements.lock pins"
+	@echo "setup: installing the packages that requirements.lock pins (a minute, or some on a slow line)"
 	@# The lock is complete. Asked to resolve dependencies, pip may want a newer release than the pinned one for an extra.
-	@$(BIN)/python -m pip install --no-deps --require-hashes --only-binary :all: -r requirements.lock
+	@$(BIN)/python -m pip install --quiet --no-deps --require-hashes --only-binary :all: -r requirements.lock
 	@$(BIN)/python -m pip check --quiet || { echo "setup: requirements.lock is not complete: run make lock" >&2; exit 1; }
 	@echo "setup: installing regops itself, from here"
 	@$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --no-index --editable .

@@ -31,7 +31,7 @@ from api.envelope import envelope
 from api.events import Board, events
 from api.followed import Followed
 from api.hook_proofs import PROVIDERS
-from api.hooks import Hooks, taking
+from api.hooks import Hooks, taking, unknown
 from api.observing import Observer
 from api.progress import Progress
 from api.ratelimit import Gate
@@ -133,6 +133,7 @@ def create_app(parts: Parts) -> web.Application:
         web.RouteDef(route.method, route.path, route.handler, {**route.kwargs, "expect_handler": wire.expect})
         for route in (*routes(), *page_routes())
     )
+    app.add_routes([web.post("/hooks/{provider}", unknown)])  # after the known ones
     if parts.serve_metrics:
         app.add_routes([web.get("/metrics", status.metrics)])
     return app

@@ -30,6 +30,8 @@ OPEN: Final = frozenset(
     {"/healthz", "/readyz", "/metrics", "/openapi.json", "/docs", *(f"/hooks/{name}" for name in PROVIDERS)}
 )
 """Routes that need no token; hooks have proofs of their own."""
+_OPEN_BELOW: Final = ("/ui/assets/", "/hooks/")
+"""The page's own files, and hooks also by a name that there is not: a Git host has no token to be asked for."""
 UNTRACED: Final = frozenset({"/healthz", "/readyz", "/metrics", "/events"})
 """Routes without a span: probes and scrapes, each of which would be a trace of its own, and a stream, whose span
 would last as long as somebody listens."""
@@ -105,8 +107,8 @@ async def _answer(request: web.Request, handler: Handler, request_id: str) -> tu
 
 
 def _open(request: web.Request) -> bool:
-    """Whether no token is needed: also for the page's own files, and for where one logs in."""
-    return request.path in OPEN or request.path == "/login" or request.path.startswith("/ui/assets/")
+    """Whether no token is needed: also for where one logs in."""
+    return request.path in OPEN or request.path == "/login" or request.path.startswith(_OPEN_BELOW)
 
 
 def _request_id(given: str | None) -> str:

@@ -114,6 +114,12 @@ def taking(name: str) -> Callable[[web.Request], Any]:
     return hook
 
 
+async def unknown(_request: web.Request) -> web.Response:
+    """404 for a host that has no hooks of its own, with those that there are."""
+    named = ", ".join(f"/hooks/{name}" for name in PROVIDERS)
+    raise ProblemError(404, "not_found", f"there is no such webhook; there are {named}, the last for any other host")
+
+
 def normal(url: str) -> str:
     """A repository's URL as it is compared: host and path, without scheme, user, port, case and ``.git``.
 
@@ -141,8 +147,11 @@ def _urls_of(payload: Mapping[str, Any]) -> set[str]:
 
 
 async def _payload(request: web.Request, body: bytes) -> Mapping[str, Any]:
-    """The JSON object of the body: GitHub may send it as the field of a form."""
-    form = request.content_type == "application/x-www-form-urlencoded"
+    """The JSON object of the body: GitHub may send it as the field of a form.
+
+    A form's type alone makes none: it is what `curl -d` says of every body.
+    """
+    form = request.content_type == "application/x-www-form-urlencoded" and not body.lstrip().startswith(b"{")
     if not body.strip():
         return {}
     try:
@@ -153,7 +162,9 @@ async def _payload(request: web.Request, body: bytes) -> Mapping[str, Any]:
 
 
 def _parsed(body: bytes, form: bool) -> Mapping[str, Any]:
-    text = parse_qs(body.decode(), strict_parsing=True, max_num_fields=10)["payload"][0] if form else body.decode()
+    text = body.decode()
+    if form:
+        text = parse_qs(text, strict_parsing=True, max_num_fields=10).get("payload", [""])[0]
     found = json.loads(text)
     if not isinstance(found, dict):
         raise ValueError("no object")  # noqa: TRY004 as JSON's own errors

@@ -19,6 +19,7 @@ from click.core import ParameterSource
 from reconciler.settings import load
 from regops import devdemo, devwatch, toolchain
 from regops.commands.errors import one_line
+from regops.commands.show import show
 from regops.commands.target import DEFAULT_STATE
 from regops.commands.token import token
 from regops.devenvironment import inherited
@@ -44,6 +45,7 @@ Examples:
   regops dev --git URL               with a policy repository of your own
   regops dev --once                  start, push one change, show the decision flip, end
   regops dev token --project billing a token for its API
+  regops dev show api                where its API is
   regops dev --reset                 begin again with the policies of policies-example/
 """,
 )
@@ -99,6 +101,7 @@ def dev(context: click.Context, /, ports: str, **options: Any) -> None:
 
 
 dev.add_command(token)
+dev.add_command(show)
 
 
 async def _main(options: Options) -> int:
@@ -112,6 +115,8 @@ async def _main(options: Options) -> int:
     try:
         return await task
     except asyncio.CancelledError:
+        with contextlib.suppress(OSError):  # the terminal may be closed
+            _say(f"ended; the next run on {options.state} goes on where this one was")
         return 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -42,18 +43,19 @@ class DevState:
         return self.folder / "git" / "policies.git"
 
     def secret(self) -> str:
-        """What webhooks are signed with; made once, for nobody else to read."""
+        """What webhooks are signed with; made once, for nobody else to read. Of a file to which somebody added others
+        the first."""
         file = self.folder / WEBHOOK_SECRET
         if not file.exists():
-            with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as out:
+            with _private(file) as out:
                 out.write(f"{secrets.token_hex(32)}\n")
-        return file.read_text(encoding="utf-8").strip()
+        return file.read_text(encoding="utf-8").split()[0]
 
     def ticket(self, token: str) -> str:
-        """A ticket that logs into the page with this token: another one for each run, for nobody else to read."""
-        ticket, file = secrets.token_urlsafe(24), self.folder / PAGE_TICKETS
-        file.unlink(missing_ok=True)
-        with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as out:
+        """A ticket that logs into the page with this token, as often as it is used and as long as this run lasts:
+        the next run makes another one. For nobody else to read."""
+        ticket = secrets.token_urlsafe(24)
+        with _private(self.folder / PAGE_TICKETS) as out:
             json.dump({ticket: token}, out)
         return ticket
 
@@ -63,7 +65,9 @@ class DevState:
             raise StalledError(
                 f"{self.folder} is not empty and no state of regops dev", remedy="Name another folder with --state."
             )
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with contextlib.suppress(PermissionError):  # somebody else's folder: what is secret in it is a file of ours
+            self.folder.chmod(0o700)
         (self.folder / _MARKER).touch()
         self._lock = (self.folder / "lock").open("w", encoding="utf-8")
         try:
@@ -142,7 +146,7 @@ class DevState:
         return f"file://{bare}"
 
     def ready(self, document: dict[str, Any], also: Path | None) -> None:
-        """Say that everything answers."""
+        """Say that everything answers. The document holds tokens: it is for nobody else to read."""
         for file in self._ready_files(also):
             _write(file, document)
 
@@ -185,8 +189,15 @@ def _write(file: Path, document: object) -> None:
     """Whole or not at all: readers wait for this file."""
     file.parent.mkdir(parents=True, exist_ok=True)
     scratch = file.with_name(f".{file.name}.new")
-    scratch.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+    with _private(scratch) as out:
+        out.write(json.dumps(document, indent=2) + "\n")
     scratch.replace(file)
+
+
+def _private(file: Path) -> IO[str]:
+    """A new file that nobody else can read, not even for a moment; what had its name before is gone."""
+    file.unlink(missing_ok=True)
+    return os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8")
 
 
 def _free(port: int) -> bool:

@@ -13,6 +13,7 @@ from api.differences import difference
 from api.problems import ProblemError
 from reconciler.core.errors import RegopsError
 from reconciler.core.model import PolicyName
+from reconciler.core.versions import State
 
 MOST: Final = 500
 """Lines of a text, and changes of data, that a page shows."""
@@ -73,14 +74,23 @@ class Shown:
         return bool(self.rego.more or self.data_more or self.data_text.more) or any(len(text) > _LONG for text in texts)
 
 
-async def compared(request: web.Request, name: PolicyName) -> Compared:
-    """What ``?from=`` and ``?to=`` ask for; by default the last change of what is live."""
+async def compared(request: web.Request, name: PolicyName, broken: str | None = None) -> Compared:
+    """What ``?from=`` and ``?to=`` ask for; by default from what is live to the version that is held, which is
+    ``broken``, or where there is none the last change of what is live."""
     start, end = (request.query.get(side, "")[:20] for side in ("from", "to"))
+    if broken is not None and not start and not end:
+        start, end = "live", broken
     end = end or "live"
     try:
         return Compared(start, end, await difference(request, name, start or None, end))
     except (ProblemError, RegopsError) as error:
         return Compared(start, end, error=str(error))
+
+
+def broken_in(past: Sequence[Mapping[str, Any]]) -> str:
+    """Which side of a difference a held policy's version in the branch is: the newest of its versions, by number, or
+    the branch itself where the record has not got that far. The number needs no fetch, which a remote may hold up."""
+    return str(past[0]["version"]) if past[0]["state"] == State.HELD else "head"
 
 
 def shown_of(found: Compared) -> Shown | None:

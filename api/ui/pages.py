@@ -17,7 +17,7 @@ from api.problems import ProblemError
 from api.requests import authorized, caller_of, number, policy_of
 from api.statusview import Observed, counted, narrowed, narrowed_agents, status_document
 from api.ui import session
-from api.ui.comparing import Compared, compared, shown_of
+from api.ui.comparing import Compared, broken_in, compared, shown_of
 from api.ui.frame import page, page_aside, see_other
 from api.ui.plot import plot_of
 from api.ui.trying import CannotTryError, rules_of
@@ -125,8 +125,8 @@ def _entries(passes: Sequence[PassRecord], caller: Caller) -> list[dict[str, Any
 def _agents(
     seen: Observed, passes: Sequence[PassRecord], branch: str, caller: Caller, now: datetime
 ) -> list[dict[str, Any]]:
-    """Stragglers first; nothing while etcd cannot be read."""
-    found = [present(each, seen, branch, passes) for each in counted(seen, now)] if seen.reachable else []
+    """Stragglers first. While etcd cannot be read those that were known last, each one unknown."""
+    found = [present(each, seen, branch, passes) for each in counted(seen, now)]
     return _stragglers_first(narrowed_agents(found, _readable(caller)))
 
 
@@ -201,7 +201,7 @@ async def _policy_page(
         raise ProblemError(404, "not_found", f"there never was a policy {name}")
     live = view.state.policies.get(name)
     known, _ = await _passes(request, view.seen)
-    found = await compared(request, name) if past else Compared()
+    found = await compared(request, name, broken_in(past) if name in view.seen.held else None) if past else Compared()
 
     def facts() -> dict[str, Any]:
         rules = rules_of(name, live.content.rego) if live else []

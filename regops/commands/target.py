@@ -96,6 +96,15 @@ class Target:
             settings = settings.model_copy(update={"git": settings.git.model_copy(update=told)})
         return self.state / "server" / settings.git.mirror, settings.git
 
+    def told(self, name: str) -> list[str]:
+        """This entry of a running `regops dev`'s ready file, one or several. `StalledError` where it has none."""
+        found = self._ready().get(name)
+        if found is None:
+            raise StalledError(
+                f"this `regops dev` has no {name}", remedy="Start it so that it has: `regops dev --help`."
+            )
+        return [str(each) for each in (found if isinstance(found, list) else [found])]
+
     def _ready(self) -> dict[str, Any]:
         file = self.state / "ready.json"
         try:

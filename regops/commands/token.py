@@ -18,7 +18,7 @@ Examples:
   regops dev token --role platform_admin             reads and writes everything
   regops dev token --project billing --sub ann       reads one project
   regops dev token --role platform_admin --ttl -60   one that has expired
-  curl -H "Authorization: Bearer $(regops dev token --project billing)" localhost:8080/policies/billing
+  curl -H "Authorization: Bearer $(regops dev token --project billing)" "$(regops dev show api)/policies/billing"
 """,
 )
 @click.option("--role", "roles", multiple=True, metavar="NAME", help="A role; can be given more than once.")

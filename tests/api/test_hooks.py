@@ -239,6 +239,25 @@ async def test_a_body_that_is_none_is_refused(replica: Replica) -> None:
     assert (await send(replica, "github", {**GITHUB, "x": "y" * 1_000_000})).status == 202
 
 
+@pytest.mark.parametrize("provider", ["github", "gitea", "generic"])
+async def test_json_is_read_as_json_whatever_the_body_is_said_to_be(replica: Replica, provider: str) -> None:
+    """`curl -d` says of every body that it is a form: a signed hook of JSON was answered 400, "the body is no JSON
+    object"; and a form without GitHub's field 500."""
+    for said in ("application/x-www-form-urlencoded", "text/plain", "application/octet-stream"):
+        answer = await send(replica, provider, payload(provider), Content_Type=said)
+        assert (answer.status, answer.body) == (202, {"result": "looking"}), said
+    form = await send(replica, provider, b"ref=refs/heads/main", Content_Type="application/x-www-form-urlencoded")
+    assert (form.status, form.code) == (400, "validation_error")
+
+
+async def test_a_hook_of_an_unknown_host_is_told_which_there_are(replica: Replica) -> None:
+    """A Git host without hooks of its own was told that its token is no JWT."""
+    answer = await replica.call("POST", "/hooks/bitbucket", b"{}", bearer=NEW)
+    assert (answer.status, answer.code) == (404, "not_found")
+    for name in PROVIDERS:
+        assert f"/hooks/{name}" in answer.body["detail"]
+
+
 async def test_a_hook_that_is_repeated_does_no_harm(replica: Replica) -> None:
     answers = await asyncio.gather(*(send(replica, "github", GITHUB) for _ in range(50)))
     assert {answer.status for answer in answers} == {202}

@@ -207,6 +207,12 @@ async def test_what_is_held_stands_there_with_its_place(admin: Browser, replica:
     await eventually(held)
     page = await admin.get("/ui/policies/projects/broken")
     assert "the version in Git does not go live" in page.text
+    difference = page.text.partition('<h2 id="difference">')[2]
+    assert 'class="plus">+oops(' in difference, "what is broken, and not what the live version once changed"
+    assert 'class="minus">-mark' in difference
+    assert '<option value="live" selected>' in difference
+    asked = await admin.get("/ui/policies/projects/broken?to=live")
+    assert "oops(" not in asked.text.partition('<h2 id="difference">')[2], "who asks for another one gets it"
     assert page.text.index("projects/broken") < (await admin.get("/ui/policies")).text.index("projects/broken")
     listed = (await admin.get("/ui/policies")).text
     assert listed.index("projects/broken") < listed.index("/ui/policies/platform"), "held ones first"

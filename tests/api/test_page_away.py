@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -69,7 +70,8 @@ async def test_what_the_platform_refuses_by_the_api_is_not_shown_on_the_page(rep
 async def test_while_etcd_is_away_each_page_says_that_what_it_shows_is_old(
     world: World, admin: Browser, etcd: EtcdServer
 ) -> None:
-    """The history showed its old log as if it were new, and the list of OPAs that no agent had ever reported."""
+    """The history showed its old log as if it were new, and the list of OPAs that no agent had ever reported; then
+    that list was gone, and "0 of 1" stood beside it in red."""
     store = EtcdStore([etcd.endpoint])
     agent = Agent(world, store, "one")
     await agent.live()
@@ -95,7 +97,15 @@ async def test_while_etcd_is_away_each_page_says_that_what_it_shows_is_old(
         assert (page.status, notice in page.text) == (200, True), path
         assert "No agent has reported yet" not in page.text, path
         assert "Synced" not in page.text.replace("OutOfSync", ""), path
-    assert world.remote.head[:10] in (await admin.get("/ui/history")).text
+    for path in ("/", "/ui/fleet", "/ui/policies/projects/a"):
+        page = await admin.get(path)
+        assert "0 of 1" not in page.text, "nobody can say that it is none"
+        row = re.sub("<[^>]+>", " ", page.text.partition('<th scope="row">one</th>')[2].partition("</tr>")[0])
+        assert f"unknown; last {world.remote.head[:10]}" in " ".join(row.split()), path
+        assert ("not known now" in row, "silent" in row) == (True, False), path
+    assert "? of 1" in (await admin.get("/")).text
+    history = (await admin.get("/ui/history")).text
+    assert (world.remote.head[:10] in history, "newest pass, " in history) == (True, True)
 
 
 async def test_while_opa_is_away_the_page_says_so_and_a_trial_too(world: World, admin: Browser) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from api.ui.comparing import MOST, Compared, Shown, shown_of
+from api.ui.comparing import MOST, Compared, Shown, broken_in, shown_of
 from api.ui.trying import rules_of
 from reconciler.core.model import PLATFORM, PolicyName
 
@@ -100,3 +100,9 @@ def test_it_says_what_shows_the_whole(start: dict[str, Any], end: dict[str, Any]
 
 def test_without_a_difference_there_is_nothing_to_show() -> None:
     assert shown_of(Compared(error="out of reach")) is None
+
+
+def test_what_is_broken_is_the_newest_version_or_the_branch_where_the_record_is_late() -> None:
+    held, applied = {"version": 3, "state": "held"}, {"version": 2, "state": "applied"}
+    assert broken_in([held, applied]) == "3"
+    assert broken_in([applied]) == "head"

@@ -13,6 +13,7 @@ from fixtures.dev import Dev, alive, git, kill, until
 
 from regops.cli import main
 
+ROOT = Path(__file__).parents[2]
 ALLOW = 'package projects.{0}.authz\n\ndefault allow := false\n\nallow if input.user == "{1}"\n'
 
 
@@ -139,6 +140,7 @@ def test_a_killed_dev_is_taken_up_again_and_leaves_nothing_of_the_first(tmp_path
         assert [line for line in started.values() if "unix://" in line], "the server's private OPA compiled the push"
         began = time.monotonic()
         assert second.stop() == 0
+        assert f"ended; the next run on {second.folder / 'state'} goes on" in second.output.splitlines()[-1]
         assert time.monotonic() - began < 5
         assert not [pid for pid in started if alive(pid)]
         assert not second.file.exists()
@@ -199,6 +201,44 @@ def test_an_existing_remote_is_taken_and_neither_the_callers_variables_nor_the_f
         assert second.output.startswith("Error: another `regops dev` runs on ")
         assert fresh.get("/status")["sync"]["status"] == "Synced", "the first one is not disturbed"
         assert fresh.stop(signal.SIGHUP) == 0, "its terminal was closed"
+
+
+def mode(file: Path) -> int:
+    return file.stat().st_mode
+
+
+def test_tokens_and_secrets_of_a_dev_are_for_nobody_else_to_read(dev: Dev) -> None:
+    """ready.json holds an admin's token, the webhooks' secret and the log-in link: it was 0644 in a 0755 folder."""
+    state = dev.folder / "state"
+    assert mode(state) & 0o777 == 0o700
+    for file in (state / "ready.json", dev.file, state / "page-tickets.json", state / "webhook-secret"):
+        assert mode(file) & 0o777 == 0o600, file
+
+
+def told(page: str, begin: str, end: str) -> str:
+    """The lines of a shell that this part of a document has."""
+    part = (ROOT / page).read_text().partition(begin)[2].partition(end)[0]
+    return "\n".join(line[4:] for line in part.splitlines() if line.startswith("    "))
+
+
+def test_the_lines_that_the_documents_print_for_a_running_dev_work_on_free_ports(dev: Dev, tmp_path: Path) -> None:
+    """They named port 8080, also where `--ports auto` had taken another one; a webhook as GitLab signs it could not be
+    tried from them at all."""
+    (tmp_path / ".venv/bin").mkdir(parents=True)
+    (tmp_path / ".venv/bin/regops").write_text(f'#!/bin/sh\nexec {sys.executable} -m regops "$@"\n')
+    (tmp_path / ".venv/bin/regops").chmod(0o755)
+    (tmp_path / ".regops").mkdir()
+    (tmp_path / ".regops/dev").symlink_to(dev.folder / "state")
+    hooks = told("docs/git-hosts.md", "By hand, against", "The answer is 202")
+    assert hooks.count("curl ") == 3
+    policies = told("README.md", "Policies can be written over HTTP too", "make test")
+    for lines, says, times in ((hooks, '{"result": "looking"}', 3), (policies, '"policy": "projects/billing"', 1)):
+        words = ["bash", "-euc", lines]
+        done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=60)
+        assert (done.returncode, done.stdout.count(says)) == (0, times), done.stdout + done.stderr
+    assert dev.run("dev", "show", "opa").stdout.split() == dev.ready()["opa"]
+    missing = dev.run("dev", "show", "router")
+    assert (missing.returncode, "has no router" in missing.stderr) == (1, True)
 
 
 def test_what_cannot_work_is_said_before_anything_starts(tmp_path: Path) -> None:
