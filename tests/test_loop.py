@@ -521,7 +521,7 @@ async def test_a_new_leadership_publishes_its_status_also_when_nothing_changed_s
 # --- the end ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("where", ["fetch", "tree", "contains", "height", "sizes", "read", "last_change"])
+@pytest.mark.parametrize("where", ["fetch", "tree", "contains", "height", "contents", "last_change"])
 async def test_a_shutdown_takes_no_time_whatever_the_pass_waits_for(
     start: Start, source: InMemorySource, where: str
 ) -> None:

@@ -154,7 +154,7 @@ async def test_a_collector_that_is_away_or_hangs_costs_spans_and_no_time() -> No
 SILENT = """
 import asyncio, sys
 from regops.compose import open_tracer
-from regops.serving import until_signalled
+from regops.process import until_signalled
 from reconciler.settings import TracingSettings
 
 async def main():
