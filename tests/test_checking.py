@@ -45,7 +45,8 @@ def test_what_changes_is_shown_as_a_reviewer_reads_it(repository: Repository) ->
     assert document["base"] == repository.git("rev-parse", "main")
     text = repository.check().output
     assert "~ /limit: 18 → 21" in text
-    assert text.splitlines()[-1].startswith("Failed: 3 policies of 3 changed, all would go live, 1 of 2 tests failed")
+    said = "Failed: 3 policies of 4 changed, 2 would go live, 1 would be deleted, 1 of 2 tests failed"
+    assert text.splitlines()[-1] == said
 
 
 def test_files_that_are_not_committed_are_checked_as_they_lie_there(repository: Repository) -> None:

@@ -43,6 +43,11 @@ class PolicyFinding:
         """Whether its version would be held."""
         return bool(self.errors)
 
+    @property
+    def tested(self) -> bool:
+        """Whether what the tests say is of this version: those of one that is held or deleted are not run."""
+        return not self.held and self.operation is not Operation.DELETE
+
 
 @dataclass(frozen=True, slots=True)
 class TestFailure:
@@ -139,13 +144,14 @@ class Replay:
 class Review:
     """Everything. ``base`` is the commit where the change left the branch, ``head`` its own (``None``: the files),
     ``tip`` what the branch has got since (``None``: nothing). ``path`` is the folder of the policies from the root of
-    the repository, put before each file's name; ``total`` the policies after the merge. ``notes``: what could not be
-    looked at, and why."""
+    the repository, put before each file's name; ``total`` the policies after the merge, ``known`` those before or
+    after it. ``notes``: what could not be looked at, and why."""
 
     base: str
     head: str | None
     path: str
     total: int
+    known: int = 0
     tip: str | None = None
     notes: tuple[str, ...] = ()
     policies: tuple[PolicyFinding, ...] = ()
@@ -156,6 +162,11 @@ class Review:
     tests: Tests | None = None
     min_coverage: float | None = None
     replay: Replay | None = None
+
+    @property
+    def changed(self) -> tuple[PolicyFinding, ...]:
+        """What the change itself touches."""
+        return tuple(each for each in self.policies if each.operation is not Operation.NONE)
 
     @property
     def invalid(self) -> tuple[PolicyFinding, ...]:
@@ -176,6 +187,13 @@ class Review:
             if each.operation in {Operation.CREATE, Operation.UPDATE} and not each.held and each.policy not in unknown
         ]
         return tuple(name for name in changed if tests.coverage.get(name, 0.0) < self.min_coverage)
+
+    @property
+    def broken_elsewhere(self) -> tuple[str, ...]:
+        """Policies that the change does not touch, and whose tests it makes fail."""
+        failures = self.tests.failures if self.tests is not None else ()
+        names = {policy_of(each.file) for each in failures if each.name and not each.before}
+        return tuple(sorted(names - {each.policy for each in self.changed}))
 
     @property
     def passed(self) -> bool:

@@ -64,13 +64,15 @@ async def review(settings: Settings, wanted: Wanted, say: Callable[[str], None],
                 examples=wanted.examples,
                 progress=tick,
             )
-    tree = found.new.tree
+    tree, former = found.new.tree, found.old.tree
+    names = {str(name) for each in (tree, former) for name in (*each.policies, *each.invalid)}
     return Review(
         base=pair.base,
         head=pair.head,
         tip=pair.tip,
         path=pair.path,
         total=len(tree.policies) + sum(1 for name in tree.invalid if name not in tree.policies),
+        known=len(names | {each.policy for each in found.findings}),
         notes=found.notes,
         policies=found.findings,
         warnings=found.new.resolution.warnings,

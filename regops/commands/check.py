@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import click
 
@@ -24,7 +24,7 @@ from regops.checking.markdown import as_markdown
 from regops.checking.running import Wanted, review
 from regops.checking.text import as_text
 from regops.commands.errors import one_line
-from regops.commands.places import inside
+from regops.commands.places import from_root, inside
 from regops.revisions import open_snapshot
 
 
@@ -133,7 +133,7 @@ def check(
     tree, resolution = asyncio.run(run())
     if not tree.found:
         raise click.ClickException(f"there is no folder {path!r} in {folder}. Name it with --path.")
-    report = _Report(tree, resolution, path)
+    report = _Report(tree, resolution, path if commit else from_root(folder, path))
     click.echo(report.as_json() if as_json else report.as_text())
     if resolution.held:
         raise SystemExit(1)
@@ -210,13 +210,16 @@ class _Report:
             "valid": not self._held,
             "policies": self._total,
             "invalid": [
-                {"policy": name, "reason": held.reason, "errors": [asdict(error) for error in held.errors]}
+                {"policy": name, "reason": held.reason, "errors": [self._error(error) for error in held.errors]}
                 for name, held in sorted(self._held.items())
             ],
-            "warnings": [asdict(warning) for warning in self._warnings],
-            "ignored_files": list(self._ignored),
+            "warnings": [self._error(warning) for warning in self._warnings],
+            "ignored_files": [f"{self._path}/{file}" for file in self._ignored],
         }
         return json.dumps(document, indent=2, ensure_ascii=False)
+
+    def _error(self, error: FileError) -> dict[str, Any]:
+        return {**asdict(error), "file": f"{self._path}/{error.file}"}
 
     def _line(self, error: FileError, kind: str) -> str:
         place = ":".join(str(part) for part in (error.file, error.line, error.column) if part is not None)
