@@ -98,7 +98,9 @@ def _replay(found: Replay) -> dict[str, Any]:
         ],
         "skipped": dict(sorted(found.skipped.items())),
         "recorded_otherwise": found.differed,
-        "nondeterministic": found.nondeterministic,
+        "nondeterministic": found.nondeterministic or (None if found.changing else 0),
+        "changing_builtins": {name: list(each) for name, each in found.changing.items()},
         "unreadable": found.unreadable_count,
+        "other_log_lines": found.other_lines,
         "unreadable_places": list(found.unreadable),
     }

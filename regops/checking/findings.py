@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -120,14 +120,18 @@ class Flips:
 class Replay:
     """What a replay came to. ``skipped``: how many decisions could not be asked again, by why; ``differed``: how many
     were recorded otherwise than the old revision decides them now (other data, other time, another commit);
-    ``unreadable``: places of lines that are no decision, the first ones, of ``unreadable_count``."""
+    ``unreadable``: places of what is no decision, the first ones, of ``unreadable_count``; ``other_lines``: how many
+    lines are OPA's log of something else. ``nondeterministic``: how many used a builtin whose answers change, as far as
+    the log tells; ``changing``: which of them the policies that were asked call, by policy."""
 
     rules: tuple[Flips, ...] = ()
     skipped: Mapping[str, int] = field(default_factory=dict)
     differed: int = 0
     unreadable: tuple[str, ...] = ()
     unreadable_count: int = 0
+    other_lines: int = 0
     nondeterministic: int = 0
+    changing: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     @property
     def inputs(self) -> int:

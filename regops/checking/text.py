@@ -199,8 +199,10 @@ def notes(found: Replay) -> Iterator[str]:
     for why, count in sorted(found.skipped.items()):
         yield f"{count} not asked again: {why}"
     if found.unreadable_count:
-        lines = _number(found.unreadable_count, "line", "lines")
-        yield f"{lines} without a decision: {'; '.join(found.unreadable[:3])}"
+        pieces = _number(found.unreadable_count, "piece is", "pieces are")
+        yield f"{pieces} no decision: {'; '.join(found.unreadable[:3])}"
+    if found.other_lines:
+        yield f"{_number(found.other_lines, 'other line', 'other lines')} of OPA's log"
     if found.differed:
         yield (
             f"{found.differed} were recorded otherwise than the old revision decides them now: it was another commit, "
@@ -209,3 +211,9 @@ def notes(found: Replay) -> Iterator[str]:
     if found.nondeterministic:
         says = "used builtins whose answers change (time, random …): OPA cannot be given the old ones"
         yield f"{found.nondeterministic} {says}"
+    elif found.changing:
+        calls = "; ".join(f"{name} calls {', '.join(each)}" for name, each in found.changing.items())
+        yield (
+            f"{calls}: asked anew, so that a decision may differ by itself; which ones used it the log tells only "
+            "where OPA's configuration has `nd_builtin_cache: true`"
+        )

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 import click
 
+from reconciler.core.errors import StalledError
 from reconciler.core.live import LiveState
 from reconciler.core.model import FileError, Tree
 from reconciler.resolution import Resolution
@@ -23,7 +24,7 @@ from regops.checking.github import as_annotations
 from regops.checking.markdown import as_markdown
 from regops.checking.running import Wanted, review
 from regops.checking.text import as_text
-from regops.commands.errors import one_line
+from regops.commands.errors import no_verdict
 from regops.commands.places import from_root, inside
 from regops.revisions import open_snapshot
 
@@ -74,7 +75,7 @@ A pull request, or any two revisions:
 )
 @click.option("--config", type=click.Path(path_type=Path), envvar="REGOPS_CONFIG", help="Settings file.")
 @click.option("--json", "as_json", is_flag=True, help="Print the verdict as JSON.")
-@one_line
+@no_verdict
 def check(
     folder: Path,
     commit: str | None,
@@ -100,6 +101,8 @@ def check(
     merged, whether the Rego unit tests pass and what they cover, and with --replay which recorded decisions flip. What
     is invalid or fails without the change too is a warning, and so is a deletion that the guard would block; exit code
     1 means that the change brings an error, that a test fails by it or covers too little.
+
+    Exit code 2 says that there is no verdict: wrong usage, no such revision, a decision log that cannot be read.
     """
     settings = load(config)
     path = inside(path) if path is not None else settings.git.path
@@ -132,7 +135,7 @@ def check(
 
     tree, resolution = asyncio.run(run())
     if not tree.found:
-        raise click.ClickException(f"there is no folder {path!r} in {folder}. Name it with --path.")
+        raise StalledError(f"there is no folder {path!r} in {folder}", remedy="Name it with --path.")
     report = _Report(tree, resolution, path if commit else from_root(folder, path))
     click.echo(report.as_json() if as_json else report.as_text())
     if resolution.held:
@@ -165,7 +168,7 @@ def _review(settings: Settings, wanted: Wanted, outputs: tuple[str, ...]) -> Non
             try:
                 file.write_text(f"{text}\n", encoding="utf-8")
             except OSError as error:
-                raise click.ClickException(f"{file} cannot be written: {error.strerror}") from error
+                raise StalledError(f"{file} cannot be written: {error.strerror}") from error
     if not found.passed:
         raise SystemExit(1)
 

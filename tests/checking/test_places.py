@@ -174,7 +174,7 @@ def test_a_clone_without_the_base_says_how_to_get_it(repository: Repository, tmp
     shallow = clone(repository, tmp_path / "shallow", "--depth", "1", "--branch", "change")
     for base in ("origin/main", "HEAD^1", "main"):
         done = check(shallow, "--base", base)
-        assert (done.exit_code, "The clone is shallow. Fetch the history" in done.output) == (1, True), done.output
+        assert (done.exit_code, "The clone is shallow. Fetch the history" in done.output) == (2, True), done.output
         assert "fetch-depth: 0" in done.output
 
 
@@ -182,7 +182,7 @@ def test_a_clone_without_the_base_says_how_to_get_it(repository: Repository, tmp
 def test_a_clone_of_another_user_says_what_to_configure(repository: Repository) -> None:
     subprocess.run(["chown", "-R", "12345", str(repository.folder)], check=True)
     done = check(repository.folder, "--base", "main")
-    assert done.exit_code == 1
+    assert done.exit_code == 2
     assert f"git config --global --add safe.directory {repository.folder}" in done.output
 
 
@@ -192,6 +192,6 @@ def test_a_clone_without_blobs_says_how_to_get_them(repository: Repository, tmp_
     for number, kind in enumerate(("blob:none", "tree:0")):
         partial = clone(repository, tmp_path / f"partial{number}", f"--filter={kind}", "--branch", "change")
         done = check(partial, "--base", "origin/main")
-        assert (done.exit_code, "git fetch --refetch --no-filter" in done.output) == (1, True), done.output
+        assert (done.exit_code, "git fetch --refetch --no-filter" in done.output) == (2, True), done.output
         subprocess.run(["git", "-C", partial, "fetch", "-q", "--refetch", "--no-filter"], check=True)
         assert check(partial, "--base", "origin/main").exit_code == 0, "and it helps"

@@ -167,7 +167,7 @@ def test_a_tree_whose_names_lead_elsewhere_writes_nothing_there(remote: Remote, 
     who = pygit2.Signature("a", "a@localhost", 0, 0)
     head = repository.create_commit(None, who, who, "evil", tree, [remote.head])
     done = CliRunner().invoke(main, ["check", str(remote.path), "--base", base, "--head", str(head)])
-    assert done.exit_code == 1, done.output
+    assert done.exit_code == 2, done.output
     assert "Traceback" not in done.output
     assert not outside.exists()
     assert unit_tests(repository, Layout("policies"), str(head)) == {}
