@@ -12,6 +12,7 @@ from reconciler.core.ports import Source
 from reconciler.settings import Settings
 from regops import compose
 from regops.checking.changing import changing
+from regops.checking.failing import explained
 from regops.checking.findings import Replay, Review, Tests
 from regops.checking.rego_tests import marked, measure, run_tests
 from regops.checking.replay import replay
@@ -105,6 +106,7 @@ async def _tests(settings: Settings, opa: Path, source: Source, found: Compared,
     tests = await run_tests(opa, new, refused)
     if tests.failures or tests.error:
         tests = marked(tests, await run_tests(opa, await files(found.old), refused))
+        tests = await explained(opa, new, refused, tests)
     if tests.spoiled or tests.error:
         return tests
     return replace(tests, coverage=await measure(opa, new.without({each.file for each in tests.failures}), refused))

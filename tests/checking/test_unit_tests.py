@@ -91,6 +91,21 @@ def test_figures_of_tests_that_say_nothing_of_a_version_are_not_shown(repository
     assert "| `projects/beta` | delete | deleted | - | - |" in done.output
 
 
+def test_a_failing_test_says_which_expression_does_not_hold(repository: Repository) -> None:
+    """It said `test_x failed` and no more: one had to run it elsewhere to see why."""
+    first = "test_x if {\n\tdata.projects.beta.x == 42\n\tdata.projects.beta.x != 42\n}\n"
+    repository.commit({BETA_TESTS: f"package projects.beta_test\n\n{first}\ntest_not if not data.platform\n"})
+    failures = repository.document(code=1)["tests"]["failures"]
+    assert [(each["name"], each["line"], each["message"]) for each in failures] == [
+        ("test_x", 3, "line 5 does not hold: data.projects.beta.x != 42"),
+        ("test_not", 8, "line 8 does not hold: not data.platform"),
+    ]
+    done = repository.check("--output", "text", "--output", "markdown")
+    says = "line 5 does not hold: data.projects.beta.x"
+    assert f"{BETA_TESTS}:3: error: test_x failed: {says} != 42" in done.output
+    assert f":x: `{BETA_TESTS}:3` test\\_x failed: {says} \\!= 42" in done.output
+
+
 def test_a_platform_that_breaks_tests_elsewhere_is_told_with_their_policies(repository: Repository) -> None:
     repository.commit({ROOT: PLATFORM.replace('"admin"', '"root"')})
     document = repository.document(code=1)
