@@ -443,7 +443,7 @@ def _blocked(ruling: Ruling, commit: str, live: LiveState) -> dict[str, Held]:
         error = FileError(
             f"{name}/{REGO_FILE}",
             f"is deleted in Git and stays live, since {ruling.message}: if that is meant, "
-            "confirm it with `regops sync --confirm COMMIT` (the commit that `regops status` names)",
+            "confirm the commit that was last attempted: `regops sync --confirm COMMIT`",
         )
         former = live.held.get(name)
         record = Held(commit, "PruneBlocked", (error,))

@@ -68,8 +68,8 @@ Start here:
   regops check    would these policies go live?
   regops status   what is live, what is held, who enforces it
 \b
-Exit codes: 0 done; 1 an error, or not all well; 2 wrong usage (and `plan --exit-code`: something to change);
-130 interrupted. Settings and environment variables: docs/settings.md.
+Exit codes: 0 done; 1 an error, or not all well; 2 wrong usage (also `check`: no verdict, and
+`plan --exit-code`: something to change); 130 interrupted. Settings and environment variables: docs/settings.md.
 """,
 )
 @click.version_option(__version__, prog_name="regops")

@@ -16,8 +16,8 @@ Each with its own help, as `--help` prints it. Which system a command speaks to 
 `regops dev`), `--server` (the API of a server) or `--config` (the settings of a server); their variables, and all
 others, are listed in [settings.md](settings.md). What to do when: [operations.md](operations.md).
 
-Exit codes: 0 done; 1 an error, or not all well; 2 wrong usage, a Rego unit test that failed (`test`) or something to
-change (`plan --exit-code`); 130 interrupted by Ctrl-C.
+Exit codes: 0 done; 1 an error, or not all well; 2 wrong usage, no verdict (`check`), a Rego unit test that
+failed (`test`) or something to change (`plan --exit-code`); 130 interrupted by Ctrl-C.
 """
 
 

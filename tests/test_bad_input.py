@@ -100,7 +100,7 @@ FILES: dict[str, tuple[dict[str, File], str, str]] = {
     "broken Rego": (
         {"rego.rego": b"package projects.a\n\nx := }\n"},
         "rego.rego:3:6",
-        "unexpected } token: correct this line; `regops check` finds such before a push",
+        "unexpected } token: correct this line",
     ),
     "Rego with a variable that nothing binds": (
         {"rego.rego": b"package projects.a\n\nx if y == 1\n"},

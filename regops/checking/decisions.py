@@ -53,7 +53,12 @@ class Unreadable:
     place: str
 
 
-Read = Decision | Skipped | Unreadable
+@dataclass(frozen=True, slots=True)
+class OtherLine:
+    """What else OPA writes to its log, such as what it was asked and what it answered."""
+
+
+Read = Decision | Skipped | Unreadable | OtherLine
 
 
 def read(name: str) -> Iterator[Read]:
@@ -88,7 +93,8 @@ def _opened(name: str) -> Iterator[IO[bytes]]:
 
 def _decision(place: str, document: dict[str, Any], size: int) -> Read:
     if not {"path", "query", "decision_id", "input"} & document.keys():
-        return Unreadable(f"{place}: no decision of OPA: neither path nor decision_id")
+        none = Unreadable(f"{place}: no decision of OPA: neither path nor decision_id")
+        return OtherLine() if _is_other_line(document) else none
     path = document.get("path")
     erased, masked = document.get("erased") or [], document.get("masked") or []
     if not (isinstance(erased, list) and isinstance(masked, list)):
@@ -113,6 +119,11 @@ def _decision(place: str, document: dict[str, Any], size: int) -> Read:
         told=not (pointers and any(_below(each, "/result") for each in pointers)),
         size=size,
     )
+
+
+def _is_other_line(document: dict[str, Any]) -> bool:
+    """As OPA's logger writes each of its lines."""
+    return isinstance(document.get("msg"), str) and isinstance(document.get("level"), str)
 
 
 def printable(text: str) -> str:

@@ -45,8 +45,8 @@ def _policy(review: Review, each: PolicyFinding) -> dict[str, Any]:
         "deletion_blocked": each.blocked,
         "reason": each.reason or None,
         "errors": [_error(review, error) for error in each.errors],
-        "tests": tests.run.get(each.policy, 0) if tests else None,
-        "coverage": tests.coverage.get(each.policy) if tests else None,
+        "tests": tests.run.get(each.policy, 0) if tests and each.tested else None,
+        "coverage": tests.coverage.get(each.policy) if tests and each.tested else None,
         "rego_diff": each.rego,
         "data_changes": [json.loads(dump(dict(change))) for change in each.data],
         "data_diff": each.data_text,
@@ -58,6 +58,7 @@ def _error(review: Review, error: FileError) -> dict[str, Any]:
 
 
 def _tests(review: Review, tests: Tests) -> dict[str, Any]:
+    untested = {each.policy for each in review.policies if not each.tested}
     return {
         "total": tests.total,
         "failed": tests.failed,
@@ -74,7 +75,8 @@ def _tests(review: Review, tests: Tests) -> dict[str, Any]:
             }
             for each in tests.failures
         ],
-        "coverage": dict(sorted(tests.coverage.items())),
+        "coverage": {name: share for name, share in sorted(tests.coverage.items()) if name not in untested},
+        "broken_elsewhere": list(review.broken_elsewhere),
         "min_coverage": review.min_coverage,
         "below_min_coverage": list(review.uncovered),
     }
@@ -96,7 +98,9 @@ def _replay(found: Replay) -> dict[str, Any]:
         ],
         "skipped": dict(sorted(found.skipped.items())),
         "recorded_otherwise": found.differed,
-        "nondeterministic": found.nondeterministic,
+        "nondeterministic": found.nondeterministic or (None if found.changing else 0),
+        "changing_builtins": {name: list(each) for name, each in found.changing.items()},
         "unreadable": found.unreadable_count,
+        "other_log_lines": found.other_lines,
         "unreadable_places": list(found.unreadable),
     }

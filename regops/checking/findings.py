@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -42,6 +42,11 @@ class PolicyFinding:
     def held(self) -> bool:
         """Whether its version would be held."""
         return bool(self.errors)
+
+    @property
+    def tested(self) -> bool:
+        """Whether what the tests say is of this version: those of one that is held or deleted are not run."""
+        return not self.held and self.operation is not Operation.DELETE
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,14 +120,18 @@ class Flips:
 class Replay:
     """What a replay came to. ``skipped``: how many decisions could not be asked again, by why; ``differed``: how many
     were recorded otherwise than the old revision decides them now (other data, other time, another commit);
-    ``unreadable``: places of lines that are no decision, the first ones, of ``unreadable_count``."""
+    ``unreadable``: places of what is no decision, the first ones, of ``unreadable_count``; ``other_lines``: how many
+    lines are OPA's log of something else. ``nondeterministic``: how many used a builtin whose answers change, as far as
+    the log tells; ``changing``: which of them the policies that were asked call, by policy."""
 
     rules: tuple[Flips, ...] = ()
     skipped: Mapping[str, int] = field(default_factory=dict)
     differed: int = 0
     unreadable: tuple[str, ...] = ()
     unreadable_count: int = 0
+    other_lines: int = 0
     nondeterministic: int = 0
+    changing: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     @property
     def inputs(self) -> int:
@@ -139,13 +148,14 @@ class Replay:
 class Review:
     """Everything. ``base`` is the commit where the change left the branch, ``head`` its own (``None``: the files),
     ``tip`` what the branch has got since (``None``: nothing). ``path`` is the folder of the policies from the root of
-    the repository, put before each file's name; ``total`` the policies after the merge. ``notes``: what could not be
-    looked at, and why."""
+    the repository, put before each file's name; ``total`` the policies after the merge, ``known`` those before or
+    after it. ``notes``: what could not be looked at, and why."""
 
     base: str
     head: str | None
     path: str
     total: int
+    known: int = 0
     tip: str | None = None
     notes: tuple[str, ...] = ()
     policies: tuple[PolicyFinding, ...] = ()
@@ -156,6 +166,11 @@ class Review:
     tests: Tests | None = None
     min_coverage: float | None = None
     replay: Replay | None = None
+
+    @property
+    def changed(self) -> tuple[PolicyFinding, ...]:
+        """What the change itself touches."""
+        return tuple(each for each in self.policies if each.operation is not Operation.NONE)
 
     @property
     def invalid(self) -> tuple[PolicyFinding, ...]:
@@ -176,6 +191,13 @@ class Review:
             if each.operation in {Operation.CREATE, Operation.UPDATE} and not each.held and each.policy not in unknown
         ]
         return tuple(name for name in changed if tests.coverage.get(name, 0.0) < self.min_coverage)
+
+    @property
+    def broken_elsewhere(self) -> tuple[str, ...]:
+        """Policies that the change does not touch, and whose tests it makes fail."""
+        failures = self.tests.failures if self.tests is not None else ()
+        names = {policy_of(each.file) for each in failures if each.name and not each.before}
+        return tuple(sorted(names - {each.policy for each in self.changed}))
 
     @property
     def passed(self) -> bool:

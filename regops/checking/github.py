@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from regops.checking.findings import Review
-from regops.checking.text import summary
+from regops.checking.text import elsewhere, summary
 
 
 def as_annotations(review: Review) -> str:
@@ -48,6 +48,9 @@ def _of_tests(review: Review) -> Iterator[str]:
     for each in tests.failures if tests is not None else ():
         kind, title = ("warning", " (so before)") if each.before else ("error", "")
         yield _command(kind, f"{path}/{each.file}", each.line, None, f"{each.name or 'Tests'}{title}", each.said)
+    if review.broken_elsewhere:
+        names = ", ".join(review.broken_elsewhere)
+        yield _command("error", path, None, None, "Tests elsewhere", f"{elsewhere(review)}: {names}")
     for name in review.uncovered:
         message = f"its tests cover less than {review.min_coverage:g} %"
         yield _command("error", f"{path}/{name}/rego.rego", None, None, f"{name} is not covered", message)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from regops.checking.findings import Flips, Operation, PolicyFinding, Review
-from regops.checking.text import change_line, coverage, line, notes, shown, summary, verdict
+from regops.checking.text import data_lines, elsewhere, line, notes, shown, summary, test_cells, verdict
 
 LONGEST: Final = 65_000
 """Characters; GitHub takes 65,536 in a comment."""
@@ -46,7 +46,7 @@ def _parts(review: Review) -> Iterator[str]:
     if review.replay is not None:
         yield from _replay(review)
     for each in review.policies:
-        text = _difference(each)
+        text = _difference(review.path, each)
         if text:
             title = f"<code>{_html(each.policy)}</code>"
             yield f"\n<details><summary>{title}</summary>\n\n{fenced(text, 'diff')}\n</details>\n"
@@ -65,6 +65,8 @@ def _findings(review: Review) -> Iterator[str]:
             yield f"{_mark(before=each.before)} {code(place)} {_plain(each.said)}{former}"
     for name in review.uncovered:
         yield f":x: {code(name)} is covered by less than {review.min_coverage:g} %"
+    if review.broken_elsewhere:
+        yield f":x: {_plain(elsewhere(review))}: {', '.join(code(name) for name in review.broken_elsewhere)}"
     yield from (f":warning: {_code_line(line(review, each, ''))}" for each in review.warnings)
     if review.blocked:
         names = ", ".join(code(name) for name in review.blocked)
@@ -82,9 +84,7 @@ def _code_line(text: str) -> str:
 
 
 def _row(review: Review, each: PolicyFinding) -> str:
-    tests = review.tests
-    ran = "" if tests is None else str(tests.run.get(each.policy, 0))
-    covered = "" if tests is None else coverage(tests.coverage.get(each.policy))
+    ran, covered = test_cells(review.tests, each)
     change = "unchanged" if each.operation is Operation.NONE else str(each.operation)
     return f"| {code(each.policy)} | {change} | {_plain(verdict(each))} | {ran} | {covered} |\n"
 
@@ -113,10 +113,10 @@ def _examples(each: Flips) -> str:
     return f"\n<details><summary>{title}</summary>\n\n{fenced(chr(10).join(lines))}\n</details>\n"
 
 
-def _difference(each: PolicyFinding) -> str:
+def _difference(path: str, each: PolicyFinding) -> str:
     parts = [each.rego.rstrip("\n")] if each.rego else []
     if each.data:
-        parts.append("\n".join(["data.json:", *(change_line(change) for change in each.data)]))
+        parts.append("\n".join([f"{path}/{each.policy}/data.json", *data_lines(each.data, "")]))
     if each.data_text:
         parts.append(each.data_text.rstrip("\n"))
     return "\n".join(parts)

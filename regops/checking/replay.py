@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from reconciler.core.errors import StalledError
-from regops.checking.decisions import Decision, Skipped, Unreadable, printable, read
+from regops.checking.decisions import Decision, OtherLine, Skipped, Unreadable, printable, read
 from regops.checking.evaluator import UNDEFINED, Failed, evaluator
 from regops.checking.findings import Example, Flips, Replay
 
@@ -51,6 +51,7 @@ class _Counted:
     skipped: Counter[str] = field(default_factory=Counter)
     unreadable: list[str] = field(default_factory=list)
     unreadable_count: int = 0
+    other_lines: int = 0
     differed: int = 0
     nondeterministic: int = 0
     done: int = 0
@@ -89,9 +90,10 @@ async def replay(
             for _, task in running:
                 task.cancel()
             await asyncio.gather(*(task for _, task in running), return_exceptions=True)
-    if counted.unreadable_count and not counted.done and not counted.skipped:
+    if (counted.unreadable_count or counted.other_lines) and not counted.done and not counted.skipped:
+        first = f"{counted.unreadable[0]}; " if counted.unreadable else ""
         raise StalledError(
-            f"{counted.unreadable[0]}; nothing in {', '.join(files)} is a decision",
+            f"{first}nothing in {', '.join(files)} is a decision",
             remedy="Name a decision log of OPA: one JSON object a line with path, input and result.",
         )
     return _result(counted)
@@ -109,6 +111,7 @@ def _result(counted: _Counted) -> Replay:
         differed=counted.differed,
         unreadable=tuple(counted.unreadable),
         unreadable_count=counted.unreadable_count,
+        other_lines=counted.other_lines,
         nondeterministic=counted.nondeterministic,
     )
 
@@ -126,6 +129,9 @@ def _lots(files: Sequence[str], limit: int | None, counted: _Counted) -> Iterato
     waiting: dict[tuple[str, ...], _Lot] = {}
     taken = size = 0
     for each in (found for name in files for found in read(name)):
+        if isinstance(each, OtherLine):
+            counted.other_lines += 1
+            continue
         if isinstance(each, Unreadable):
             counted.unreadable_count += 1
             if len(counted.unreadable) < _UNREADABLE:

@@ -68,7 +68,7 @@ async def compare(source: Source, judge: Judge, pair: Pair, limits: Limits) -> C
     findings = []
     for name in sorted({*_touched(left, changed), *after.held, *freed}):
         held, former = after.held.get(name), before.held.get(name)
-        found = await _finding(source, name, left, changed)
+        found = await _finding(source, pair.path, name, left, changed)
         findings.append(
             replace(
                 found,
@@ -128,12 +128,12 @@ def _live(targets: Mapping[PolicyName, Target]) -> LiveState:
     return LiveState(revision=1, policies=policies)
 
 
-async def _finding(source: Source, name: str, old: Tree, new: Tree) -> PolicyFinding:
-    """What the change does to a policy, or to a path that is none."""
+async def _finding(source: Source, path: str, name: str, old: Tree, new: Tree) -> PolicyFinding:
+    """What the change does to a policy, or to a path that is none; ``path`` is the folder of the policies."""
     policy = PolicyName(name)
     before, after = old.policies.get(policy), new.policies.get(policy)
     texts = [await source.read(blobs) if blobs is not None else None for blobs in (before, after)]
-    rego, data, data_text = await asyncio.to_thread(_difference, policy, *texts)
+    rego, data, data_text = await asyncio.to_thread(_difference, f"{path}/{policy}", *texts)
     return PolicyFinding(name, _operation(name, old, new), rego=rego, data=data, data_text=data_text)
 
 
@@ -147,14 +147,14 @@ def _operation(name: str, old: Tree, new: Tree) -> Operation:
 
 
 def _difference(
-    policy: PolicyName, old: Content | None, new: Content | None
+    folder: str, old: Content | None, new: Content | None
 ) -> tuple[str, tuple[Mapping[str, Any], ...], str]:
     rego = (old.rego if old else None, new.rego if new else None)
     data = (old.data if old else None, new.data if new else None)
-    shown = unified(f"{policy}/{REGO_FILE}", *rego) if rego[0] != rego[1] else ""
+    shown = unified(f"{folder}/{REGO_FILE}", *rego) if rego[0] != rego[1] else ""
     if data[0] == data[1]:
         return shown, (), ""
-    text = unified(f"{policy}/{DATA_FILE}", *data)
+    text = unified(f"{folder}/{DATA_FILE}", *data)
     if data[0] is None or data[1] is None:  # a file that comes or goes is read best as text
         return shown, (), text
     try:

@@ -11,7 +11,9 @@ from reconciler.core.guards import Limits
 from reconciler.core.ports import Source
 from reconciler.settings import Settings
 from regops import compose
-from regops.checking.findings import Review, Tests
+from regops.checking.changing import changing
+from regops.checking.failing import explained
+from regops.checking.findings import Replay, Review, Tests
 from regops.checking.rego_tests import marked, measure, run_tests
 from regops.checking.replay import replay
 from regops.checking.reviewing import Compared, State, bundle, compare
@@ -64,13 +66,16 @@ async def review(settings: Settings, wanted: Wanted, say: Callable[[str], None],
                 examples=wanted.examples,
                 progress=tick,
             )
-    tree = found.new.tree
+            replayed = replace(replayed, changing=await _changing(opa, source, found, replayed))
+    tree, former = found.new.tree, found.old.tree
+    names = {str(name) for each in (tree, former) for name in (*each.policies, *each.invalid)}
     return Review(
         base=pair.base,
         head=pair.head,
         tip=pair.tip,
         path=pair.path,
         total=len(tree.policies) + sum(1 for name in tree.invalid if name not in tree.policies),
+        known=len(names | {each.policy for each in found.findings}),
         notes=found.notes,
         policies=found.findings,
         warnings=found.new.resolution.warnings,
@@ -81,6 +86,13 @@ async def review(settings: Settings, wanted: Wanted, say: Callable[[str], None],
         min_coverage=wanted.min_coverage,
         replay=replayed,
     )
+
+
+async def _changing(opa: Path, source: Source, found: Compared, replayed: Replay) -> dict[str, list[str]]:
+    """The builtins whose answers change by themselves, of either revision."""
+    asked = {each.policy for each in replayed.rules}
+    sides = [await changing(opa, source, state.targets, asked) for state in (found.old, found.new)]
+    return {name: sorted({*sides[0].get(name, ()), *sides[1].get(name, ())}) for name in sorted({*sides[0], *sides[1]})}
 
 
 async def _tests(settings: Settings, opa: Path, source: Source, found: Compared, test_files: TestFiles) -> Tests:
@@ -94,6 +106,7 @@ async def _tests(settings: Settings, opa: Path, source: Source, found: Compared,
     tests = await run_tests(opa, new, refused)
     if tests.failures or tests.error:
         tests = marked(tests, await run_tests(opa, await files(found.old), refused))
+        tests = await explained(opa, new, refused, tests)
     if tests.spoiled or tests.error:
         return tests
     return replace(tests, coverage=await measure(opa, new.without({each.file for each in tests.failures}), refused))

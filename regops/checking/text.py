@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import textwrap
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from api.texts import dump
@@ -16,7 +17,7 @@ def as_text(review: Review) -> str:
     parts = [
         *_lines(review),
         _table(review),
-        *(_changes(each) for each in review.policies if each.rego or each.data or each.data_text),
+        *(_changes(review.path, each) for each in review.policies if each.rego or each.data or each.data_text),
         *([_replay(review.replay)] if review.replay else []),
         summary(review),
     ]
@@ -25,14 +26,7 @@ def as_text(review: Review) -> str:
 
 def summary(review: Review) -> str:
     """One line."""
-    changed = [each for each in review.policies if each.operation is not Operation.NONE]
-    words = [f"{_number(len(changed), 'policy', 'policies')} of {review.total} changed"]
-    if review.invalid:
-        words.append(f"{len(review.invalid)} would be held")
-    if review.blocked:
-        words.append(f"{_number(len(review.blocked), 'deletion', 'deletions')} would wait for a person")
-    if changed and not (review.invalid or review.blocked):
-        words.append("all would go live")
+    words = [f"{_number(len(review.changed), 'policy', 'policies')} of {review.known} changed", *_fates(review)]
     if review.tests is not None:
         words += _of_tests(review.tests)
     if review.uncovered:
@@ -40,6 +34,21 @@ def summary(review: Review) -> str:
     if review.replay is not None:
         words.append(f"{review.replay.flips} of {_number(review.replay.inputs, 'input', 'inputs')} flip")
     return f"{'Passed' if review.passed else 'Failed'}: {', '.join(words)}"
+
+
+def _fates(review: Review) -> Iterator[str]:
+    """What would become of what changes, and of what the change breaks."""
+    live = sum(1 for each in review.changed if each.operation is not Operation.DELETE and not each.held)
+    gone = sum(1 for each in review.changed if each.operation is Operation.DELETE and not each.blocked)
+    if live:
+        yield "all would go live" if live == len(review.changed) else f"{live} would go live"
+    if gone:
+        yield f"{gone} would be deleted"
+    if review.invalid:
+        yield f"{len(review.invalid)} would be held"
+    if review.blocked:
+        stay = "stays live" if len(review.blocked) == 1 else "stay live"
+        yield f"{len(review.blocked)} {stay} until a person confirms the deletion"
 
 
 def _of_tests(tests: Tests) -> Iterator[str]:
@@ -70,6 +79,8 @@ def _lines(review: Review) -> Iterator[str]:
         errors.append(
             f"{review.path}: warning: deletions would wait for a person, since {review.blocked_reason}: {names}"
         )
+    if review.broken_elsewhere:
+        errors.append(f"{review.path}: error: {elsewhere(review)}: {', '.join(review.broken_elsewhere)}")
     errors += [f"{review.path}: warning: {note}" for note in review.notes]
     if errors:
         yield "\n".join(errors)
@@ -84,6 +95,12 @@ def _test_lines(review: Review) -> Iterator[str]:
     for each in tests.failures:
         suffix = " (so before)" if each.before else ""
         yield f"{review.path}/{each.file}:{each.line}: {_kind(before=each.before)}: {each.said}{suffix}"
+
+
+def elsewhere(review: Review) -> str:
+    """Why tests fail whose policy nobody touched; a platform is what other policies may ask."""
+    which = next((each.policy for each in review.changed if each.policy == "platform"), "this change")
+    return f"{which} breaks tests of policies that are not changed"
 
 
 def _kind(*, before: bool) -> str:
@@ -105,8 +122,7 @@ def _table(review: Review) -> str:
             each.policy,
             each.operation if each.operation is not Operation.NONE else "unchanged",
             verdict(each),
-            "" if tests is None else tests.run.get(each.policy, 0),
-            "" if tests is None else coverage(tests.coverage.get(each.policy)),
+            *test_cells(tests, each),
         ]
         for each in review.policies
     ]
@@ -122,18 +138,27 @@ def verdict(each: PolicyFinding) -> str:
     return "deleted" if each.operation is Operation.DELETE else "live"
 
 
-def coverage(percent: float | None) -> str:
-    """In percent; nothing where it is not known."""
-    return "" if percent is None else f"{percent:.0f} %"
+def test_cells(tests: Tests | None, each: PolicyFinding) -> tuple[str, str]:
+    """How many tests ran and what they cover; ``-`` where nobody knows."""
+    if tests is None or tests.error or not each.tested:
+        return "-", "-"
+    percent = tests.coverage.get(each.policy)
+    return str(tests.run.get(each.policy, 0)), "-" if percent is None else f"{percent:.0f} %"
 
 
-def _changes(each: PolicyFinding) -> str:
+def _changes(path: str, each: PolicyFinding) -> str:
     parts = [each.rego.rstrip("\n")] if each.rego else []
     if each.data:
-        parts.append("\n".join([f"{each.policy}/data.json", *(f"  {change_line(change)}" for change in each.data)]))
+        parts.append("\n".join([f"{path}/{each.policy}/data.json", *data_lines(each.data, "  ")]))
     if each.data_text:
         parts.append(each.data_text.rstrip("\n"))
     return "\n".join(parts)
+
+
+def data_lines(changes: Iterable[Mapping[str, Any]], indent: str) -> Iterator[str]:
+    """Changes of data, a value's further lines deeper than the mark of its first one."""
+    for change in changes:
+        yield textwrap.indent(change_line(change).replace("\n", "\n  "), indent)
 
 
 def change_line(change: Mapping[str, Any]) -> str:
@@ -174,8 +199,10 @@ def notes(found: Replay) -> Iterator[str]:
     for why, count in sorted(found.skipped.items()):
         yield f"{count} not asked again: {why}"
     if found.unreadable_count:
-        lines = _number(found.unreadable_count, "line", "lines")
-        yield f"{lines} without a decision: {'; '.join(found.unreadable[:3])}"
+        pieces = _number(found.unreadable_count, "piece is", "pieces are")
+        yield f"{pieces} no decision: {'; '.join(found.unreadable[:3])}"
+    if found.other_lines:
+        yield f"{_number(found.other_lines, 'other line', 'other lines')} of OPA's log"
     if found.differed:
         yield (
             f"{found.differed} were recorded otherwise than the old revision decides them now: it was another commit, "
@@ -184,3 +211,9 @@ def notes(found: Replay) -> Iterator[str]:
     if found.nondeterministic:
         says = "used builtins whose answers change (time, random …): OPA cannot be given the old ones"
         yield f"{found.nondeterministic} {says}"
+    elif found.changing:
+        calls = "; ".join(f"{name} calls {', '.join(each)}" for name, each in found.changing.items())
+        yield (
+            f"{calls}: asked anew, so that a decision may differ by itself; which ones used it the log tells only "
+            "where OPA's configuration has `nd_builtin_cache: true`"
+        )

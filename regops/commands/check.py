@@ -8,10 +8,11 @@ import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import click
 
+from reconciler.core.errors import StalledError
 from reconciler.core.live import LiveState
 from reconciler.core.model import FileError, Tree
 from reconciler.resolution import Resolution
@@ -23,8 +24,8 @@ from regops.checking.github import as_annotations
 from regops.checking.markdown import as_markdown
 from regops.checking.running import Wanted, review
 from regops.checking.text import as_text
-from regops.commands.errors import one_line
-from regops.commands.places import inside
+from regops.commands.errors import no_verdict
+from regops.commands.places import from_root, inside
 from regops.revisions import open_snapshot
 
 
@@ -73,7 +74,7 @@ A pull request, or any two revisions:
 )
 @click.option("--config", type=click.Path(path_type=Path), envvar="REGOPS_CONFIG", help="Settings file.")
 @click.option("--json", "as_json", is_flag=True, help="Print the verdict as JSON.")
-@one_line
+@no_verdict
 def check(
     folder: Path,
     commit: str | None,
@@ -99,6 +100,8 @@ def check(
     merged, whether the Rego unit tests pass and what they cover, and with --replay which recorded decisions flip. What
     is invalid or fails without the change too is a warning, and so is a deletion that the guard would block; exit code
     1 means that the change brings an error, that a test fails by it or covers too little.
+
+    Exit code 2 says that there is no verdict: wrong usage, no such revision, a decision log that cannot be read.
     """
     settings = load(config)
     path = inside(path) if path is not None else settings.git.path
@@ -131,8 +134,8 @@ def check(
 
     tree, resolution = asyncio.run(run())
     if not tree.found:
-        raise click.ClickException(f"there is no folder {path!r} in {folder}. Name it with --path.")
-    report = _Report(tree, resolution, path)
+        raise StalledError(f"there is no folder {path!r} in {folder}", remedy="Name it with --path.")
+    report = _Report(tree, resolution, path if commit else from_root(folder, path))
     click.echo(report.as_json() if as_json else report.as_text())
     if resolution.held:
         raise SystemExit(1)
@@ -164,7 +167,7 @@ def _review(settings: Settings, wanted: Wanted, outputs: tuple[str, ...]) -> Non
             try:
                 file.write_text(f"{text}\n", encoding="utf-8")
             except OSError as error:
-                raise click.ClickException(f"{file} cannot be written: {error.strerror}") from error
+                raise StalledError(f"{file} cannot be written: {error.strerror}") from error
     if not found.passed:
         raise SystemExit(1)
 
@@ -209,13 +212,16 @@ class _Report:
             "valid": not self._held,
             "policies": self._total,
             "invalid": [
-                {"policy": name, "reason": held.reason, "errors": [asdict(error) for error in held.errors]}
+                {"policy": name, "reason": held.reason, "errors": [self._error(error) for error in held.errors]}
                 for name, held in sorted(self._held.items())
             ],
-            "warnings": [asdict(warning) for warning in self._warnings],
-            "ignored_files": list(self._ignored),
+            "warnings": [self._error(warning) for warning in self._warnings],
+            "ignored_files": [f"{self._path}/{file}" for file in self._ignored],
         }
         return json.dumps(document, indent=2, ensure_ascii=False)
+
+    def _error(self, error: FileError) -> dict[str, Any]:
+        return {**asdict(error), "file": f"{self._path}/{error.file}"}
 
     def _line(self, error: FileError, kind: str) -> str:
         place = ":".join(str(part) for part in (error.file, error.line, error.column) if part is not None)

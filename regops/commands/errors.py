@@ -30,7 +30,19 @@ def one_line(command: Callable[P, R]) -> Callable[P, R]:
     Also for one that comes out of a task group, for a port that is taken and for a file that cannot be read. Ctrl-C
     ends it with `INTERRUPTED`. Anything else is a defect and keeps its traceback.
     """
+    return _ending(command, click.ClickException)
 
+
+class _NoVerdict(click.ClickException):
+    exit_code = 2
+
+
+def no_verdict(command: Callable[P, R]) -> Callable[P, R]:
+    """The same for a command whose exit code 1 is a verdict: no answer is exit code 2, as wrong usage is."""
+    return _ending(command, _NoVerdict)
+
+
+def _ending(command: Callable[P, R], ending: type[click.ClickException]) -> Callable[P, R]:
     @functools.wraps(command)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
@@ -41,7 +53,7 @@ def one_line(command: Callable[P, R]) -> Callable[P, R]:
         except (RegopsError, RefusalError, OSError, ExceptionGroup) as error:
             for leaf in _leaves(error):
                 if message := _message(leaf):
-                    raise click.ClickException(message) from error
+                    raise ending(message) from error
             raise
 
     return run

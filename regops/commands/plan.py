@@ -24,10 +24,11 @@ from regops.commands.target import Target, target_options
 @click.command(
     epilog="""\b
 Examples:
-  regops plan                                the head of the branch that a running `regops dev` follows
-  regops plan --folder .                     the files in this folder
-  regops plan --folder . --commit my-branch  a branch of the repository in this folder
-  regops plan --config regops.yaml --json    for a program, with the settings of a server
+  regops plan                                    the head of the branch that the `regops dev` of this folder follows
+  regops plan --folder my-policies               the files of a clone
+  regops plan --folder my-policies --commit HEAD~1
+  regops plan --folder . --state ../.regops/dev  in the clone, where `regops dev` was started one folder further up
+  regops plan --config regops.yaml --json        for a program, with the settings of a server
 """,
 )
 @click.option("--folder", type=click.Path(exists=True, file_okay=False, path_type=Path), help="A repository's folder.")

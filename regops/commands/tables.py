@@ -12,6 +12,8 @@ from regops.commands.target import place_of
 
 _COMMIT: Final = 12
 _SHOWN: Final = 10
+_CELL: Final = 80
+"""Characters of a cell whose whole text stands elsewhere."""
 _STAGES: Final = {
     "pushed": "pushed",
     "seen": "seen",
@@ -148,7 +150,9 @@ def policies_table(items: Sequence[Mapping[str, Any]]) -> str:
 def _held(held: Mapping[str, Any] | None) -> str:
     if held is None:
         return ""
-    return f"{held['reason']}: {place_of(held['errors'][0])}" if held["errors"] else str(held["reason"])
+    said = f"{held['reason']}: {place_of(held['errors'][0])}" if held["errors"] else str(held["reason"])
+    first = said.partition("\n")[0]
+    return said if first == said and len(said) <= _CELL else f"{first[: _CELL - 1].rstrip()}…"
 
 
 def policy_page(item: Mapping[str, Any]) -> str:

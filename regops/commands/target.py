@@ -111,9 +111,10 @@ class Target:
             document: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise StalledError(
-                f"no running regops found in {self.state}",
+                f"no running regops found in {self.state.absolute()}",
                 reason="NotRunning",
-                remedy="Start `regops dev`, name its folder with --state, or give --server URL or --config FILE.",
+                remedy="Start `regops dev`; of one that was started in another folder give that folder's .regops/dev "
+                "with --state PATH or REGOPS_STATE; or give --server URL or --config FILE.",
             ) from error
         return document
 

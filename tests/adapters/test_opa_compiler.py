@@ -33,6 +33,21 @@ async def test_a_place_counts_from_one_also_at_the_end_of_a_file(compiler: OpaCo
     assert all(error.column is not None and error.column >= 1 for error in errors)
 
 
+@pytest.mark.parametrize("body", ["x := }\n", "allow[\n", "x = {\n"])
+async def test_one_mistake_of_grammar_is_one_error(compiler: OpaCompiler, body: str) -> None:
+    """OPA's parser tells each attempt; the second error at one place said `expected rule value term (e.g.,
+    allow[<nil>] …`. Both sent whoever reads them in a pull request to the very command that had just found them."""
+    (error,) = (await judged(compiler, body)).errors
+    assert "expected rule" not in error.message
+    assert "regops check" not in error.message
+
+
+async def test_mistakes_in_two_places_are_two_errors(compiler: OpaCompiler) -> None:
+    errors = (await judged(compiler, "foo bar\n")).errors
+    assert [(each.line, each.column) for each in errors] == [(3, 1), (3, 5)]
+    assert "a rule is `name := value` or `name if { … }`" in errors[0].message
+
+
 async def test_one_bad_policy_among_a_hundred_leaves_the_others_valid(compiler: OpaCompiler) -> None:
     names = [project_policy(f"p{number}") for number in range(100)]
     texts = {name: Content(f"package projects.{name.removeprefix('projects/')}\n\nx := 1\n".encode()) for name in names}

@@ -15,7 +15,7 @@ from fixtures.opa import OpaServer
 from fixtures.reviews import decision
 
 from reconciler.core.errors import StalledError
-from regops.checking.decisions import Decision, Read, Skipped, Unreadable, read
+from regops.checking.decisions import Decision, OtherLine, Read, Skipped, Unreadable, read
 from regops.checking.members import Member, Members, Unparsed
 
 
@@ -77,6 +77,12 @@ def test_one_bad_member_of_an_array_costs_itself_only(log_file: Path) -> None:
 def test_a_line_that_was_cut_off_costs_itself_only(log_file: Path) -> None:
     found = reads(log_file, f'{line(1)}\n{line(2)[:30]}\n{line(3)}\n{{"decision_id": "d4", "path"')
     assert (ids(found), places(found)) == (["d1", "d3"], [":2", ":4"])
+
+
+def test_a_decision_with_something_behind_it_is_one(log_file: Path) -> None:
+    """It was asked again, and its line was counted as one without a decision."""
+    found = reads(log_file, f"{line(1)} oops {line(9)}\n{line(2)}\n")
+    assert (ids(found), places(found)) == (["d1", "d2"], [f":1:{len(line(1)) + 2}"])
 
 
 def test_what_no_json_reader_should_take_is_told(log_file: Path) -> None:
@@ -181,3 +187,5 @@ async def test_what_a_real_opa_uploads_and_prints_is_read(opa: OpaServer, log_fi
         assert {each.path for each in found} == {("projects", "alpha", "allow")}
         assert [each.result if each.defined else None for each in found] == [None] * 18 + [True] * 12
         assert len({each.id for each in found}) == 30
+    others = [each for each in reads(log_file, opa.log) if not isinstance(each, Decision)]
+    assert {type(each) for each in others} == {OtherLine}, "OPA's own lines beside them were told as damaged ones"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 from pathlib import Path
@@ -31,15 +32,42 @@ def clone(repository: Repository, into: Path, *words: str) -> Path:
 
 
 def test_a_blocked_deletion_is_shown_as_such_and_is_a_warning(repository: Repository) -> None:
-    """It was shown as `deleted`, and `all would go live`."""
+    """It was shown as `deleted`, and `all would go live`; and counted as one of the policies after the merge, where it
+    is none, so that of 0 policies 3 changed."""
     repository.commit({"policies/platform/rego.rego": None})
     document = repository.document("--no-tests", code=0)
     platform = by_name(document)["platform"]
     assert (platform["operation"], platform["deletion_blocked"]) == ("delete", True)
     text = repository.check("--no-tests", code=0).output
     assert "deletion blocked" in text
-    assert text.splitlines()[-1] == "Passed: 1 policy of 2 changed, 1 deletion would wait for a person"
+    assert text.splitlines()[-1] == "Passed: 1 policy of 3 changed, 1 stays live until a person confirms the deletion"
     assert "| `platform` | delete | deletion blocked |" in repository.check("--no-tests", "--output", "markdown").output
+
+
+@pytest.mark.parametrize(
+    ("files", "says"),
+    [
+        ({BETA: None}, "1 policy of 3 changed, 1 would be deleted"),
+        (
+            {BETA: None, ALPHA_DATA: '{"limit": 18}', "policies/projects/c/rego.rego": "package projects.c\n\noops("},
+            "3 policies of 4 changed, 1 would go live, 1 would be deleted, 1 would be held",
+        ),
+        (
+            {f"policies/projects/alpha/{name}": None for name in ("rego.rego", "data.json", "rego_test.rego")}
+            | {BETA: None, "policies/platform/rego.rego": None, "README.md": "moved"},
+            "3 policies of 3 changed, 3 stay live until a person confirms the deletion",
+        ),
+    ],
+    ids=["a deletion", "one of each", "all are deleted"],
+)
+def test_the_summary_counts_what_becomes_of_each_policy(
+    repository: Repository, files: dict[str, str | None], says: str
+) -> None:
+    """It said `3 policies of 0 changed`, and `all would go live` of what was to be deleted."""
+    repository.commit(files)
+    done = repository.check("--no-tests", "--output", "text", "--output", "markdown")
+    lines = [line.partition(": ")[2] for line in done.output.splitlines() if line.startswith(("Passed: ", "Failed: "))]
+    assert lines == [says, says]
 
 
 @pytest.mark.parametrize("words", [(), ("--head", "change")])
@@ -90,6 +118,23 @@ def test_a_folder_below_the_root_is_compared_with_itself(below: Repository, word
     assert "::error file=team/policies/projects/alpha/rego.rego," in done.output, "from the root, as hosts want it"
 
 
+def test_files_are_named_from_the_root_everywhere(below: Repository, tmp_path: Path) -> None:
+    """A diff said a/projects/…, so that `git apply` did not take it, and `--json` named other files than the text."""
+    repository = below
+    broken = "package projects.other\n\nz := nowhere\n"
+    former = repository.git("rev-parse", "HEAD")
+    repository.commit({"team/policies/projects/other/rego.rego": "package projects.other\n\nz := 2\n"})
+    found = json.loads(check(repository.folder / "team", "--base", former, "--json").stdout)
+    (tmp_path / "patch").write_text(found["policies"][0]["rego_diff"])
+    repository.git("apply", "--check", "--reverse", str(tmp_path / "patch"))
+    repository.commit({"team/policies/projects/other/rego.rego": broken})
+    place = "team/policies/projects/other/rego.rego"
+    for words in ((repository.folder / "team",), (repository.folder, "--path", "team/policies", "--commit", "HEAD")):
+        assert check(*words).output.startswith(f"{place}:3:6: error: ")
+        (error,) = json.loads(check(*words, "--json").stdout)["invalid"][0]["errors"]
+        assert error["file"] == place
+
+
 def test_two_revisions_can_be_compared_from_any_folder(repository: Repository) -> None:
     repository.commit({BETA: "package projects.beta\n\nx := 2\n"})
     done = check(repository.folder / "policies/projects", "--base", "main", "--head", "change", "--no-tests")
@@ -129,7 +174,7 @@ def test_a_clone_without_the_base_says_how_to_get_it(repository: Repository, tmp
     shallow = clone(repository, tmp_path / "shallow", "--depth", "1", "--branch", "change")
     for base in ("origin/main", "HEAD^1", "main"):
         done = check(shallow, "--base", base)
-        assert (done.exit_code, "The clone is shallow. Fetch the history" in done.output) == (1, True), done.output
+        assert (done.exit_code, "The clone is shallow. Fetch the history" in done.output) == (2, True), done.output
         assert "fetch-depth: 0" in done.output
 
 
@@ -137,7 +182,7 @@ def test_a_clone_without_the_base_says_how_to_get_it(repository: Repository, tmp
 def test_a_clone_of_another_user_says_what_to_configure(repository: Repository) -> None:
     subprocess.run(["chown", "-R", "12345", str(repository.folder)], check=True)
     done = check(repository.folder, "--base", "main")
-    assert done.exit_code == 1
+    assert done.exit_code == 2
     assert f"git config --global --add safe.directory {repository.folder}" in done.output
 
 
@@ -147,6 +192,6 @@ def test_a_clone_without_blobs_says_how_to_get_them(repository: Repository, tmp_
     for number, kind in enumerate(("blob:none", "tree:0")):
         partial = clone(repository, tmp_path / f"partial{number}", f"--filter={kind}", "--branch", "change")
         done = check(partial, "--base", "origin/main")
-        assert (done.exit_code, "git fetch --refetch --no-filter" in done.output) == (1, True), done.output
+        assert (done.exit_code, "git fetch --refetch --no-filter" in done.output) == (2, True), done.output
         subprocess.run(["git", "-C", partial, "fetch", "-q", "--refetch", "--no-filter"], check=True)
         assert check(partial, "--base", "origin/main").exit_code == 0, "and it helps"

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 from fixtures.opa import find_opa
-from fixtures.reviews import Repository, decision, log
+from fixtures.reviews import PLATFORM, Repository, decision, log
 
 from reconciler.agent.bundle import BundleBuilder
 from reconciler.agent.scope import ALL
@@ -16,6 +17,7 @@ from reconciler.agent.state import MirrorPolicy, MirrorState
 from reconciler.core.model import Content, project_policy
 from reconciler.core.records import Meta
 from regops.checking import replay as engine
+from regops.checking.changing import BUILTINS
 from regops.checking.decisions import Decision
 from regops.checking.evaluator import UNDEFINED, Failed, evaluator
 
@@ -120,6 +122,46 @@ def test_a_lot_is_closed_before_it_grows_too_large(tmp_path: Path) -> None:
     file = log(tmp_path / "log", *(decision(n, input={"x": "y" * 300_000}) for n in range(9)))
     lots = list(engine._lots([str(file)], None, engine._Counted()))
     assert [len(lot) for lot in lots] == [4, 4, 1]
+
+
+def test_policies_that_look_at_the_time_are_named_where_the_log_does_not_tell(
+    repository: Repository, tmp_path: Path
+) -> None:
+    """`nondeterministic` was 0 of a log without nd_builtin_cache, as if the rule never looked at the time."""
+    repository.on_main(
+        {
+            BETA: f"{HEAD}x if time.now_ns() > 0\n\nuuid := 4\n",
+            "policies/platform/rego.rego": f'{PLATFORM}\nlucky if rand.intn("x", 2) == 1\n',
+        }
+    )
+    repository.rebase()
+    repository.commit({BETA: f"{HEAD}x if time.now_ns() > data.platform.twice(1)\n\n# http.send\n"})
+    file = log(tmp_path / "log", {"decision_id": "a", "path": "projects/beta/x", "input": {}, "result": True})
+    found = replayed(repository, file)
+    assert found["changing_builtins"] == {"platform": ["rand.intn"], "projects/beta": ["time.now_ns"]}
+    assert found["nondeterministic"] is None
+    text = repository.check("--no-tests", "--replay", str(file)).output
+    assert "projects/beta calls time.now_ns: asked anew" in text
+    log(file, {"decision_id": "a", "path": "projects/beta/x", "nd_builtin_cache": {"time.now_ns": {"[]": 1}}})
+    assert replayed(repository, file)["nondeterministic"] == 1
+
+
+def test_a_clock_that_a_test_or_a_rule_replaces_is_not_called(repository: Repository, tmp_path: Path) -> None:
+    repository.commit({BETA: f"{HEAD}x if y with time.now_ns as 1\n\ny := 2\n"})
+    assert replayed(repository, log(tmp_path / "log", decision(1, "projects/beta/x")))["changing_builtins"] == {}
+
+
+def test_the_builtins_that_change_are_those_of_opa() -> None:
+    told = subprocess.run([find_opa(), "capabilities", "--current"], capture_output=True, check=True).stdout
+    names = {each["name"] for each in json.loads(told)["builtins"] if each.get("nondeterministic")}
+    assert names - set(BUILTINS) == {"json.match_schema", "json.verify_schema"}
+    assert set(BUILTINS) <= names
+
+
+def test_a_log_of_something_else_is_an_error(repository: Repository, tmp_path: Path) -> None:
+    file = log(tmp_path / "log", {"level": "info", "msg": "Received request.", "req_id": 1})
+    done = repository.check("--no-tests", "--replay", str(file), code=2)
+    assert f"nothing in {file} is a decision" in done.output
 
 
 async def test_an_input_that_takes_too_long_is_its_own_decision_only() -> None:

@@ -28,6 +28,14 @@ def test_data_that_changes_in_its_form_only_is_shown_as_text(repository: Reposit
     assert '+  "limit": 18,' in alpha["data_diff"]
 
 
+def test_a_value_of_several_lines_stands_below_its_mark(repository: Repository) -> None:
+    """Its last line stood further left than the mark of the change, as if it belonged to nothing."""
+    repository.commit({ALPHA_DATA: '{"limit": 18, "name": {"first": "a"}}\n'})
+    text = repository.check(code=0).output
+    shown = text[text.index("policies/projects/alpha/data.json\n") :].partition("\n\n")[0].splitlines()
+    assert shown[1:] == ['  ~ /name: "a" → {', '      "first": "a"', "    }"]
+
+
 def test_a_change_of_line_ends_is_shown(repository: Repository) -> None:
     repository.git("config", "core.autocrlf", "false")
     repository.commit({BETA: "package projects.beta\r\n\r\nx := data.platform.twice(21)\r\n"})

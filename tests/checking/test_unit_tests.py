@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pygit2
 import pytest
 from click.testing import CliRunner
 from fixtures.git import Remote
-from fixtures.reviews import Repository, by_name
+from fixtures.reviews import PLATFORM, Repository, by_name
 
 from reconciler.adapters.git.tree import Layout
 from reconciler.adapters.git.unit_tests import unit_tests
@@ -16,6 +17,7 @@ from regops.cli import main
 
 ALPHA_TESTS = "policies/projects/alpha/rego_test.rego"
 BETA = "policies/projects/beta/rego.rego"
+ROOT = "policies/platform/rego.rego"
 BETA_TESTS = "policies/projects/beta/rego_test.rego"
 FAILING = "package projects.beta_test\n\ntest_never if false\n"
 GAMMA = {"policies/projects/gamma/rego.rego": "package projects.gamma\n\ny := 1\n"}
@@ -74,6 +76,47 @@ def test_the_tests_of_a_held_version_are_not_run(repository: Repository) -> None
     document = repository.document("--min-coverage", "90", code=1)
     assert (document["tests"]["total"], document["tests"]["failures"], document["tests"]["error"]) == (0, [], None)
     assert document["tests"]["below_min_coverage"] == [], "it is an error once, not twice"
+
+
+def test_figures_of_tests_that_say_nothing_of_a_version_are_not_shown(repository: Repository) -> None:
+    """A held version had `0` tests and the coverage of the one that stays live, and a deleted policy had `0`."""
+    repository.commit({"policies/projects/alpha/rego.rego": "package projects.alpha\n\noops(", BETA: None})
+    document = repository.document("--min-coverage", "90", code=1)
+    found = by_name(document)
+    assert [(each["tests"], each["coverage"]) for each in found.values()] == [(None, None), (None, None)]
+    assert document["tests"]["coverage"].keys().isdisjoint(found)
+    assert document["tests"]["below_min_coverage"] == []
+    done = repository.check("--output", "text", "--output", "markdown", code=1)
+    assert re.search(r"^projects/alpha +update +held: ValidationFailed +- +-$", done.output, re.MULTILINE)
+    assert "| `projects/beta` | delete | deleted | - | - |" in done.output
+
+
+def test_a_failing_test_says_which_expression_does_not_hold(repository: Repository) -> None:
+    """It said `test_x failed` and no more: one had to run it elsewhere to see why."""
+    first = "test_x if {\n\tdata.projects.beta.x == 42\n\tdata.projects.beta.x != 42\n}\n"
+    repository.commit({BETA_TESTS: f"package projects.beta_test\n\n{first}\ntest_not if not data.platform\n"})
+    failures = repository.document(code=1)["tests"]["failures"]
+    assert [(each["name"], each["line"], each["message"]) for each in failures] == [
+        ("test_x", 3, "line 5 does not hold: data.projects.beta.x != 42"),
+        ("test_not", 8, "line 8 does not hold: not data.platform"),
+    ]
+    done = repository.check("--output", "text", "--output", "markdown")
+    says = "line 5 does not hold: data.projects.beta.x"
+    assert f"{BETA_TESTS}:3: error: test_x failed: {says} != 42" in done.output
+    assert f":x: `{BETA_TESTS}:3` test\\_x failed: {says} \\!= 42" in done.output
+
+
+def test_a_platform_that_breaks_tests_elsewhere_is_told_with_their_policies(repository: Repository) -> None:
+    repository.commit({ROOT: PLATFORM.replace('"admin"', '"root"')})
+    document = repository.document(code=1)
+    assert document["tests"]["broken_elsewhere"] == ["projects/alpha"]
+    (failure,) = document["tests"]["failures"]
+    assert (failure["file"], failure["line"], failure["name"]) == (ALPHA_TESTS, 7, "test_admins")
+    done = repository.check("--output", "text", "--output", "github", "--output", "markdown", code=1)
+    says = "platform breaks tests of policies that are not changed: "
+    assert f"policies: error: {says}projects/alpha" in done.output
+    assert f"::{says}projects/alpha" in done.output
+    assert f":x: {says}`projects/alpha`" in done.output
 
 
 def test_coverage_is_no_second_complaint_while_a_test_fails(repository: Repository) -> None:
@@ -139,7 +182,7 @@ def test_a_tree_whose_names_lead_elsewhere_writes_nothing_there(remote: Remote, 
     who = pygit2.Signature("a", "a@localhost", 0, 0)
     head = repository.create_commit(None, who, who, "evil", tree, [remote.head])
     done = CliRunner().invoke(main, ["check", str(remote.path), "--base", base, "--head", str(head)])
-    assert done.exit_code == 1, done.output
+    assert done.exit_code == 2, done.output
     assert "Traceback" not in done.output
     assert not outside.exists()
     assert unit_tests(repository, Layout("policies"), str(head)) == {}

@@ -14,6 +14,7 @@ from click.testing import CliRunner
 
 from regops import toolchain
 from regops.cli import main
+from regops.commands.tables import policies_table, policy_page
 
 BAD = "package projects.a\n\nx := data.projects.b.y\n"
 
@@ -50,7 +51,31 @@ def test_without_a_running_system_the_error_says_what_to_do(tmp_path: Path) -> N
         done = CliRunner().invoke(main, [command, "--state", str(tmp_path)])
         assert done.exit_code == 1
         assert "Start `regops dev`" in done.output
+        assert f"in {tmp_path}. " in done.output
+        assert "--state PATH or REGOPS_STATE" in done.output
         assert len(done.output.splitlines()) == 1
+
+
+def test_the_table_of_policies_has_a_line_of_an_error_and_no_more() -> None:
+    """The whole error stood in the last column: lines of more than 200 characters, and a second line."""
+    row = {
+        "policy": "projects/a",
+        "sync": {"status": "OutOfSync"},
+        "health": {"status": "Degraded"},
+        "commit": None,
+        "since": None,
+        "actor": None,
+        "agents": {"current": 0, "total": 1},
+    }
+    error = {"file": "projects/a/rego.rego", "line": 3, "column": 6, "message": f"{'long ' * 60}\nsecond"}
+    held = {"commit": "1" * 40, "reason": "ValidationFailed", "errors": [error]}
+    shown = policies_table([{**row, "held": held}])
+    head, line = shown.splitlines()
+    assert line[head.index("HELD") :].startswith("ValidationFailed: projects/a/rego.rego:3:6: long")
+    assert line.endswith("…")
+    assert len(line) - head.index("HELD") <= 80
+    page = policy_page({**row, "held": held, "enforced_by": []})
+    assert "second" in page, "the page of one policy has all of it"
 
 
 def test_a_wrong_setting_suggests_the_right_one(tmp_path: Path) -> None:

@@ -110,6 +110,15 @@ def test_plan_as_json_and_its_exit_code(dev: Dev, clone: Path) -> None:
     assert (committed["changes"], committed["held"]) == ([], []), "HEAD is what is live"
 
 
+def test_plan_works_inside_the_clone_as_its_readme_says(dev: Dev, clone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`no running regops found in .regops/dev`, and not a word about how to name the one that runs elsewhere."""
+    monkeypatch.chdir(clone)
+    done = CliRunner().invoke(main, ["plan", "--folder", "."])
+    assert (done.exit_code, "--state PATH or REGOPS_STATE" in done.output) == (1, True)
+    monkeypatch.setenv("REGOPS_STATE", os.path.relpath(dev.folder / "state"))
+    assert "projects/new" in CliRunner().invoke(main, ["plan", "--folder", "."]).output
+
+
 def test_plan_of_a_folder_without_policies_is_an_error_and_no_mass_deletion(dev: Dev, tmp_path: Path) -> None:
     git("init", "-q", "other", folder=tmp_path)
     git("commit", "-q", "--allow-empty", "-m", "x", folder=tmp_path / "other")

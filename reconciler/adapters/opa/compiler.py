@@ -19,7 +19,7 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 from reconciler.adapters.opa.process import Loaded, OpaProcess
-from reconciler.adapters.opa.remedies import with_remedy
+from reconciler.adapters.opa.remedies import one_a_place, with_remedy
 from reconciler.adapters.opa.trees import tree_of
 from reconciler.core import namespace
 from reconciler.core.clashes import data_clashes, describe_clashes
@@ -289,7 +289,7 @@ class OpaCompiler:
 
     def _errors(self, item: _Item, loaded: Loaded) -> tuple[FileError, ...]:
         """OPA's own errors, as ours."""
-        errors = [_error(item, error) for error in loaded.errors]
+        errors = [_error(item, error) for error in one_a_place(loaded.errors)]
         if not errors:
             found = re.search(rf"{re.escape(item.file)}:(\d+): (.*)", loaded.message)
             line = int(found.group(1)) if found else None
