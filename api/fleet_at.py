@@ -47,8 +47,7 @@ async def fleet_now(app: web.Application) -> dict[str, Any]:
 
 
 def _lag(receipt: Receipt, seen: Observed, passes: Sequence[PassRecord]) -> dict[str, Any]:
-    applied = (seen.applied.commit, seen.applied.at) if seen.applied else None
-    since, missed = lag_of(receipt.enforced_revision, applied, passes)
+    since, missed = lag_of(receipt, seen.applied, passes)
     return {"status": agent_state(receipt, seen), "behind_since": since, "behind_by": missed}
 
 

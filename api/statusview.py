@@ -50,6 +50,10 @@ class Observed:
         """Whether its agent is known to be alive now: of an etcd that cannot be read nobody knows."""
         return self.reachable and name_of(receipt) in self.alive
 
+    def is_proven_by(self, receipt: Receipt) -> bool:
+        """Whether its OPA had proven to enforce what is applied."""
+        return receipt.proves(*((self.applied.commit, self.applied.digest) if self.applied else (None, None)))
+
 
 def status_document(seen: Observed, source: Mapping[str, str], now: datetime) -> dict[str, Any]:
     """The document of "The status document" in docs/operations.md; revisions as ``<branch>@sha1:<commit>``."""
@@ -99,7 +103,7 @@ def agent_state(receipt: Receipt, seen: Observed) -> str:
     read."""
     if not seen.lives(receipt) or receipt.enforced_revision is None:
         return "unknown"
-    return "current" if receipt.enforced_revision == (seen.applied.commit if seen.applied else "none") else "behind"
+    return "current" if seen.is_proven_by(receipt) else "behind"
 
 
 def narrowed(document: dict[str, Any], may_read: Callable[[PolicyName], bool]) -> dict[str, Any]:
@@ -190,8 +194,7 @@ def _healthy(seen: Observed, agents: list[Receipt], now: datetime) -> Condition:
     if not agents:
         return Condition(HEALTHY, "True", "NoAgents", "no agent has reported: nothing enforces this yet", at)
     silent = [name_of(receipt) for receipt in agents if not seen.lives(receipt)]
-    commit = seen.applied.commit if seen.applied else "none"
-    behind = [name_of(each) for each in agents if seen.lives(each) and each.enforced_revision != commit]
+    behind = [name_of(each) for each in agents if seen.lives(each) and not seen.is_proven_by(each)]
     if behind:
         return Condition(HEALTHY, "False", "Behind", f"not at the applied commit: {_names(behind)}", at)
     if silent:

@@ -38,7 +38,8 @@ Clock = Callable[[], datetime]
 @dataclass(frozen=True, slots=True)
 class PassResult:
     """What one pass found and did. ``stages`` are RFC 3339 times; ``wrote`` is whether etcd changed; ``before`` the
-    commit that was applied when it began, ``held_before`` what was held then.
+    commit that was applied when it began, ``held_before`` what was held then, ``confirmed`` which deletions a person
+    had confirmed.
 
     A pass may look at a part of the policies only (see `reconciler.core.focus`): then ``resolution`` is about these,
     and all else says the same as if it had looked at every one.
@@ -59,6 +60,7 @@ class PassResult:
     handled: str | None = None
     before: str | None = None
     held_before: Mapping[str, Held] = field(default_factory=dict)
+    confirmed: Confirmed | None = None
     stages: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -206,6 +208,7 @@ class Reconciler:
             handled=live.requested.token if live.requested else None,
             before=live.applied.commit if live.applied else None,
             held_before=live.held,
+            confirmed=live.confirmed,
             stages=stages,
         )
         self._rest = True

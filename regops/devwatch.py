@@ -104,7 +104,7 @@ class _Narrator:
         apply = self._apply
         if apply is None or apply["applied_at"] in self._told:
             return
-        there = [r for r in self._receipts.values() if r.enforced_revision == apply["commit"]]
+        there = [r for r in self._receipts.values() if r.proves(apply["commit"], apply.get("digest"))]
         if len(there) < self._opas:
             return
         self._told.add(apply["applied_at"])

@@ -117,8 +117,8 @@ Examples:
 def passes(target: Target, limit: int, *, as_json: bool) -> None:
     """Show the passes that wrote to etcd, and those that failed, newest first.
 
-    APPLIED IN is the time from the trigger (a push that was noticed, a webhook, a poll …) to etcd; ENFORCED IN from
-    there until every OPA had proven it. Etcd keeps the last 200.
+    APPLIED IN is the time from the trigger (a push that was noticed, a webhook, a poll …) to etcd; ENFORCED IN from the
+    trigger until every OPA had proven it. Etcd keeps the last 200.
     """
     items = asyncio.run(get(target, "/history", {"limit": limit}))["items"]
     _print(items, passes_table(items), as_json=as_json)

@@ -189,13 +189,26 @@ def _what(each: Mapping[str, Any]) -> str:
     if each["outcome"] != "applied":
         return str(each["message"])
     words = [f"{each[name]} {name}" for name in ("created", "updated", "deleted", "healed", "held") if each[name]]
-    names = [change["policy"] for change in each["changes"]]
-    more = len(names) - 1 + each["changes_more"]
-    shown = f" ({names[0]}{f' and {more} more' if more else ''})" if names else ""
-    return f"{', '.join(words) or 'none changed'}{shown}"
+    held, words = words[-1:] if each["held"] else [], words[:-1] if each["held"] else words
+    changed = _named(", ".join(words), [change["policy"] for change in each["changes"]], each["changes_more"])
+    holds = each.get("holds") or []
+    told = _named(", ".join(held), holds, each["held"] - len(holds))
+    return ", ".join(each for each in (changed, told) if each) or "none changed"
+
+
+def _named(words: str, names: Sequence[str], untold: int) -> str:
+    """The first of those that the words are about, in brackets."""
+    more = len(names) - 1 + untold
+    return f"{words} ({names[0]}{f' and {more} more' if more > 0 else ''})" if words and names else words
+
+
+def _confirmed(each: Mapping[str, Any]) -> str:
+    return f"; deletions confirmed by {each['confirmed_by']}" if each.get("confirmed_by") else ""
 
 
 def _who(each: Mapping[str, Any]) -> str:
+    if each.get("confirmed_by"):
+        return f"{each['confirmed_by']} (confirmed)"
     names = list(dict.fromkeys(commit["author"].partition(" <")[0] for commit in each["commits"]))
     return ", ".join(names[:2]) + (" …" if len(names) > 2 else "")  # noqa: PLR2004 a line's worth
 
@@ -204,7 +217,8 @@ def _enforced(each: Mapping[str, Any]) -> str:
     found = each["enforced"]
     if not found or not found["agents"]:
         return ""
-    seconds = each["seconds"]["enforced"]
+    taken = each["seconds"]
+    seconds = None if None in {taken["total"], taken["enforced"]} else taken["total"] + taken["enforced"]
     return _seconds(seconds) if seconds is not None else f"{found['enforced']} of {found['agents']} OPAs"
 
 
@@ -220,9 +234,11 @@ def trace_page(found: Mapping[str, Any]) -> str:
         f"Subject:  {found['subject']}",
         f"State:    {_STATES[found['state']]}",
     ]
-    entry = found["pass"]
+    entry, passes = found["pass"], found.get("passes") or ()
     if entry:
-        lines.append(f"Applied:  by {entry['leader']}, which was triggered by {entry['trigger']}")
+        lines.append(f"Applied:  by {entry['leader']}, which was triggered by {entry['trigger']}{_confirmed(entry)}")
+    if len(passes) > 1:
+        lines += [f"Pass:     {each['applied_at']}  {each['trigger']}: {_what(each)}" for each in passes]
     for each in found["policies"]:
         lines.append(f"Policy:   {each['policy']}  {each['state']}{': ' + each['reason'] if each['reason'] else ''}")
         lines += [f"            {error}" for error in each["errors"]]
