@@ -91,7 +91,7 @@ def totals(receipts: Iterable[Receipt], seen: Observed) -> dict[str, Any]:
     everywhere, datacentres = dict(_NOBODY), dict[str, dict[str, int]]()
     for receipt in receipts:
         marks = ["agents", agent_state(receipt, seen)]
-        marks += ["stale"] * (receipt.stale or not seen.lives(receipt)) + ["errors"] * bool(receipt.error)
+        marks += ["stale"] * _stale(receipt, seen) + ["errors"] * bool(receipt.error)
         for counts in (everywhere, datacentres.setdefault(receipt.datacentre, dict(_NOBODY))):
             for mark in marks:
                 counts[mark] += 1
@@ -253,6 +253,18 @@ def name_of(receipt: Receipt) -> str:
     return f"{receipt.datacentre}/{receipt.id}"
 
 
+def _stale(receipt: Receipt, seen: Observed) -> bool:
+    """By the agent's own word, or since it is silent. An etcd that cannot be read here is nothing that it did."""
+    return receipt.stale or (seen.reachable and not seen.lives(receipt))
+
+
+def _since_when(receipt: Receipt, seen: Observed) -> str:
+    """Since when what is said of it holds: since etcd cannot be read, since its last word, or as it says."""
+    if not seen.reachable:
+        return seen.since or receipt.since
+    return receipt.since if seen.lives(receipt) else receipt.seen_at or receipt.since
+
+
 def agent_of(receipt: Receipt, seen: Observed, branch: str) -> dict[str, Any]:
     """What one OPA proves to enforce: an item of ``agents``."""
     alive = seen.lives(receipt)
@@ -261,11 +273,11 @@ def agent_of(receipt: Receipt, seen: Observed, branch: str) -> dict[str, Any]:
         "datacentre": receipt.datacentre,
         "scope": receipt.scope,
         "enforced_revision": revision(branch, receipt.enforced_revision) if alive else None,
-        "since": receipt.since,
+        "since": _since_when(receipt, seen),
         "opa_version": receipt.opa_version,
         "opa": receipt.opa,
         "error": receipt.error,
-        "stale": receipt.stale or not alive,
+        "stale": _stale(receipt, seen),
         "alive": alive,
         "stages": receipt.stages,
     }

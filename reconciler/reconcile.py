@@ -337,6 +337,7 @@ class Reconciler:
         before = result.live.applied
         names = [str(change.policy) for change in result.plan.changes]
         told = not renew and result.live.applying is None and len(names) <= CHANGED_LIMIT
+        same = before is not None and (before.commit, before.digest) == (result.commit, digest.hex)
         return Applied(
             id=secrets.token_hex(8),
             previous=before.id if before else None,
@@ -344,7 +345,7 @@ class Reconciler:
             height=result.height,
             rewrites=(before.rewrites if before else 0) + result.rewritten,
             digest=digest.hex,
-            at=self._now(),
+            at=before.at if before is not None and same else self._now(),
             changed=tuple(names) if told else None,
         )
 

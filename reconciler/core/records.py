@@ -58,8 +58,9 @@ class Applied(Record):
     ``id`` is random; ``previous`` the id before (so that a mirror knows that it missed nothing); ``height`` the number
     of commits reachable from ``commit``; ``rewrites`` how often a rewritten history was followed; ``changed`` the
     policies that this apply changed (``None`` when more than `CHANGED_LIMIT`, or not known); ``digest`` that of all
-    live ETags, for people to compare (`reconciler.core.digest`; earlier releases gave another); ``at`` RFC 3339
-    UTC; ``trace`` the trace context of the apply (W3C), left out where nobody traces.
+    live ETags, for people to compare (`reconciler.core.digest`; earlier releases gave another); ``at``, RFC 3339 UTC,
+    when this commit with this content went live (a new leader writes the record anew, and keeps it); ``trace`` the
+    trace context of the apply (W3C), left out where nobody traces.
     """
 
     optional: ClassVar[frozenset[str]] = frozenset({"previous", "changed", "trace"})

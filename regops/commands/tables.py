@@ -52,7 +52,8 @@ def status_page(status: Mapping[str, Any]) -> str:
     if status.get("foreign_keys"):
         lines += ["", f"Foreign keys in etcd, not enforced: {', '.join(status['foreign_keys'][:_SHOWN])}"]
         lines.append("To delete them: regops sync --remove-foreign")
-    return "\n".join([*lines, "", fleet_table(status["agents"])])
+    known = all(each["reason"] != "StoreUnavailable" for each in status["conditions"])
+    return "\n".join([*lines, "", fleet_table(status["agents"], known=known)])
 
 
 def status_line(status: Mapping[str, Any]) -> str:
@@ -77,10 +78,19 @@ def fleet_words(status: Mapping[str, Any]) -> str:
 _COUNTED: Final = {"behind": "behind", "unknown": "unknown", "stale": "stale", "errors": "with an error"}
 
 
-def fleet_table(agents: Sequence[Mapping[str, Any]]) -> str:
-    """What each OPA enforces now; the lag where the server tells it."""
+def fleet_now(document: Mapping[str, Any]) -> str:
+    """`regops fleet`; a server of before tells nothing of what it does not know."""
+    missing = document.get("missing")
+    if missing and not document["agents"]:
+        return f"Missing: {missing}"
+    shown = fleet_table(document["agents"])
+    return f"{shown}\n\nMissing: {missing}" if missing else shown
+
+
+def fleet_table(agents: Sequence[Mapping[str, Any]], *, known: bool = True) -> str:
+    """What each OPA enforces now; the lag where the server tells it. ``known``: whether its etcd can be read."""
     if not agents:
-        return "No agent has reported yet"
+        return "No agent has reported yet" if known else "Which OPAs there are is not known: etcd cannot be read"
     lag = any("behind_since" in agent for agent in agents)
     rows = [
         [
@@ -91,7 +101,7 @@ def fleet_table(agents: Sequence[Mapping[str, Any]]) -> str:
             agent["since"],
             *([_lag(agent)] if lag else []),
             agent["opa_version"],
-            agent["error"] or _quiet(agent),
+            _quiet(agent, known=known),
         ]
         for agent in agents
     ]
@@ -121,8 +131,9 @@ def fleet_then(document: Mapping[str, Any]) -> str:
         ]
         for agent in document["agents"]
     ]
-    shown = table(["AGENT", "DATACENTRE", "SCOPE", "ENFORCED", "SINCE", "UNTIL", "NOTE"], rows) if rows else "No agent"
-    return f"{shown}\n\nMissing: {document['missing']}" if document["missing"] else shown
+    shown = table(["AGENT", "DATACENTRE", "SCOPE", "ENFORCED", "SINCE", "UNTIL", "NOTE"], rows) if rows else ""
+    missing = f"Missing: {document['missing']}" if document["missing"] else ""
+    return "\n\n".join(each for each in (shown, missing) if each) or "No agent had reported"
 
 
 def policies_table(items: Sequence[Mapping[str, Any]]) -> str:
@@ -298,8 +309,12 @@ def _doubt(agent: Mapping[str, Any]) -> str:
     return f"{agent['reason']}; before: {agent['last_commit'][:_COMMIT]}" if agent["reason"] else ""
 
 
-def _quiet(agent: Mapping[str, Any]) -> str:
-    """What is wrong with an agent that reports no error."""
+def _quiet(agent: Mapping[str, Any], *, known: bool) -> str:
+    """What is wrong with an agent, or with what is known of it."""
+    if not known or agent.get("reason") == "unobserved":
+        return "not known: etcd cannot be read"
+    if agent["error"]:
+        return str(agent["error"])
     if not agent["alive"]:
         return "silent"
     return "stale: etcd is out of its reach" if agent["stale"] else ""

@@ -98,13 +98,13 @@ def test_while_etcd_is_away_no_opa_is_shown_alive() -> None:
     away = seen(agent("a"), alive={"east/a"}, reachable=False)
     document = status_document(away, PLACE, NOW)
     (shown,) = document["agents"]
-    assert (shown["alive"], shown["stale"], shown["enforced_revision"]) == (False, True, None)
+    assert (shown["alive"], shown["stale"], shown["enforced_revision"]) == (False, False, None)
     assert {name: document["fleet"][name] for name in ("agents", "current", "unknown", "stale")} == {
         "agents": 1,
         "current": 0,
         "unknown": 1,
-        "stale": 1,
-    }
+        "stale": 0,
+    }, "and the agent is not blamed"
     assert totals(away.receipts, away)["datacentres"]["east"]["unknown"] == 1
     told = present(away.receipts[0], away, "main", ())
     assert (told["state"], told["commit"], told["reason"]) == ("unknown", None, "unobserved")
