@@ -132,8 +132,9 @@ def fleet_then(document: Mapping[str, Any]) -> str:
         for agent in document["agents"]
     ]
     shown = table(["AGENT", "DATACENTRE", "SCOPE", "ENFORCED", "SINCE", "UNTIL", "NOTE"], rows) if rows else ""
-    missing = f"Missing: {document['missing']}" if document["missing"] else ""
-    return "\n\n".join(each for each in (shown, missing) if each) or "No agent had reported"
+    if not document["missing"]:
+        return shown or "No agent had reported"
+    return f"{shown}\n\nMissing: {document['missing']}" if shown else f"Not recorded: {document['missing']}"
 
 
 def policies_table(items: Sequence[Mapping[str, Any]]) -> str:

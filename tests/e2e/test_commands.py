@@ -302,7 +302,7 @@ def test_a_person_sees_who_changed_what_and_goes_back(dev: Dev, clone: Path) -> 
     assert (newest["live"], newest["pull_request"], newest["version"]) == (True, 7, former["version"] + 1)
     line = told(dev, "history", "orders").splitlines()[1].split()
     assert line[:2] == [f"{newest['version']}*", "applied"]
-    assert (head[:10], "#7", "everybody") == (line[-6], line[-5], line[-3])
+    assert (head[:12], "#7", "everybody") == (line[-6], line[-5], line[-3])
     assert told(dev, "history", "--limit", "1").splitlines()[1].split()[0] == "projects/orders"
     changed = told(dev, "diff", "orders")
     assert "+changed := true" in changed.splitlines()
