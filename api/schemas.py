@@ -655,7 +655,7 @@ class FleetAgent(_Open):
     state: Literal["known", "unknown"]
     reason: str | None
     """Why it is unknown: `withdrawn` (the proof was lost, as while a bundle is activated), `silent` (the agent gave no
-    sign of life), `unobserved` (nobody recorded)."""
+    sign of life), `unobserved` (nobody recorded, or etcd cannot be read now)."""
     commit: str | None
     """`null`: unknown; `none`: the empty bundle."""
     enforced_revision: str | None
@@ -673,7 +673,7 @@ class FleetAgent(_Open):
     behind_since: str | None = None
     """Since when there is something that it does not enforce; now only."""
     behind_by: int | None = None
-    """How many passes that moved the commit it lacks; `null` where the log does not tell."""
+    """How many passes that changed what is live it lacks; `null` where the log does not tell."""
 
 
 class Fleet(_Schema):

@@ -223,7 +223,7 @@ def test_a_person_asks_what_the_opas_enforced(dev: Dev) -> None:
     row = next(line for line in told(dev, "fleet", "--at", "0s").splitlines() if line.startswith("agent-0"))
     assert row.split()[1:5] == ["local", "all", agent["commit"][:12], agent["since"]]
     before = told(dev, "fleet", "--at", "2000-01-01T00:00:00Z")
-    assert before.startswith("No agent\n\nMissing: the record begins at ")
+    assert before.startswith("Not recorded: the record begins at ")
     assert "'yesterday' is no time" in told(dev, "fleet", "--at", "yesterday", code=1)
 
 
