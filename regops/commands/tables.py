@@ -249,7 +249,7 @@ def trace_page(found: Mapping[str, Any]) -> str:
     entry, passes = found["pass"], found.get("passes") or ()
     if entry:
         lines.append(f"Applied:  by {entry['leader']}, which was triggered by {entry['trigger']}{_confirmed(entry)}")
-    if len(passes) > 1:
+    if len(passes) > 1 or (passes and not entry):
         lines += [f"Pass:     {each['applied_at']}  {each['trigger']}: {_what(each)}" for each in passes]
     for each in found["policies"]:
         lines.append(f"Policy:   {each['policy']}  {each['state']}{': ' + each['reason'] if each['reason'] else ''}")
