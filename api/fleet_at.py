@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -26,6 +27,11 @@ NO_RECORD: Final = (
 )
 RECORD_AWAY: Final = "MongoDB, which has what the OPAs enforced, is out of reach; GET /fleet without a time needs none"
 
+STORE_AWAY: Final = (
+    "etcd cannot be read now: what each OPA enforces is not known, last_commit is what it had proven before"
+)
+STORE_NEVER: Final = "etcd cannot be read now, and no agent was seen in it before"
+
 
 async def fleet(request: web.Request) -> web.Response:
     """{"at", "agents", "totals", "missing"}; a caller sees of it what `GET /status` shows it."""
@@ -37,18 +43,21 @@ async def fleet(request: web.Request) -> web.Response:
 
 
 async def fleet_now(app: web.Application) -> dict[str, Any]:
-    """Of etcd, or 503: an older answer would look like this one."""
+    """Of etcd; while it cannot be read, what was known last, each agent as unknown."""
     now, branch, observer = datetime.now(UTC), app[keys.PLACE]["branch"], app[keys.OBSERVER]
-    seen = await observer.read()
-    passes = await observer.passes()
+    seen = await observer.look()
+    passes = observer.last_passes
+    if seen.reachable:
+        with contextlib.suppress(RegopsError):
+            passes = await observer.passes()
     receipts = counted(seen, now)
     agents = [present(each, seen, branch, passes) for each in receipts]
-    return {"at": rfc3339(now), "agents": agents, "totals": totals(receipts, seen), "missing": None}
+    missing = None if seen.reachable else STORE_AWAY if receipts else STORE_NEVER
+    return {"at": rfc3339(now), "agents": agents, "totals": totals(receipts, seen), "missing": missing}
 
 
 def _lag(receipt: Receipt, seen: Observed, passes: Sequence[PassRecord]) -> dict[str, Any]:
-    applied = (seen.applied.commit, seen.applied.at) if seen.applied else None
-    since, missed = lag_of(receipt.enforced_revision, applied, passes)
+    since, missed = lag_of(receipt, seen.applied, passes)
     return {"status": agent_state(receipt, seen), "behind_since": since, "behind_by": missed}
 
 

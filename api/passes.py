@@ -14,6 +14,7 @@ from api.problems import ProblemError
 from api.requests import authorized, number
 from reconciler.core.model import PLATFORM, PolicyName, policy_name
 from reconciler.core.passes import PassRecord
+from reconciler.core.records import Applied, Receipt
 
 _PAGE: Final = 20
 _LIMIT: Final = 200
@@ -36,7 +37,7 @@ async def history(request: web.Request) -> web.Response:
 
 def narrowed_pass(document: dict[str, Any], readable: Callable[[PolicyName], bool]) -> dict[str, Any]:
     """The entry for a caller who may not read everything: counts and times stay; of changes and commits those of its
-    own policies, and no message, which could name others."""
+    own policies, and neither who confirmed deletions nor a message, which could name others."""
     if readable(PLATFORM):
         return document
     mine = [each for each in document["changes"] if _mine(each["policy"], readable)]
@@ -49,6 +50,8 @@ def narrowed_pass(document: dict[str, Any], readable: Callable[[PolicyName], boo
         "commits": commits,
         "commits_more": document["commits_more"] + len(document["commits"]) - len(commits),
         "message": document["reason"],
+        "confirmed_by": None,
+        "holds": [name for name in document["holds"] if _mine(name, readable)],
     }
 
 
@@ -59,22 +62,19 @@ def _mine(name: str, readable: Callable[[PolicyName], bool]) -> bool:
         return False
 
 
-def lag_of(
-    commit: str | None, applied: tuple[str, str] | None, passes: Sequence[PassRecord]
-) -> tuple[str | None, int | None]:
-    """Since when an OPA that enforces ``commit`` is behind, and by how many passes that moved the commit; both ``None``
-    for one that is not. ``applied``: the commit that should be enforced, and since when. The number is ``None`` too
-    where the log does not reach back to what the OPA enforces."""
-    if applied is None or commit == applied[0]:
+def lag_of(receipt: Receipt, applied: Applied | None, passes: Sequence[PassRecord]) -> tuple[str | None, int | None]:
+    """Since when an OPA is behind ``applied``, and by how many passes that changed what is live; both ``None`` for one
+    that is not. The number is ``None`` too where the log does not reach back to what the OPA enforces."""
+    if applied is None or receipt.proves(applied.commit, applied.digest):
         return None, None
-    since, missed = applied[1], 0
+    since, missed = applied.at, 0
     for each in passes:  # newest first
         if each.outcome != "applied":
             continue
-        if each.commit == commit:
+        if receipt.proves(each.commit, each.digest):
             return since, missed
-        if each.moved:
+        if each.followed:
             since, missed = each.applied_at or since, missed + 1
-            if each.before == commit:
+            if each.moved and each.before is not None and receipt.proves(each.before, None):
                 return since, missed
     return since, None

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from enum import StrEnum
 from time import monotonic
 from typing import Final
@@ -14,7 +15,8 @@ from reconciler.agent.mirror import Mirror
 from reconciler.core.errors import RegopsError, TransientError
 from reconciler.core.keyspace import Keyspace
 from reconciler.core.model import PolicyName
-from reconciler.core.ports import KeyValueStore, Range, Source
+from reconciler.core.ports import KeyValue, KeyValueStore, Range, Source
+from reconciler.core.records import Applied, Receipt
 
 _KNOWN: Final = 10_000
 
@@ -25,6 +27,15 @@ class Sync(StrEnum):
     PENDING = "pending"
     LIVE = "live"
     ACTIVE = "active"
+
+
+@dataclass(slots=True)
+class _Awaited:
+    """A policy that every OPA is to enforce as it is in ``commit`` with one of these `Applied.digest`, or later."""
+
+    policy: PolicyName
+    commit: str
+    digests: set[str]
 
 
 class Progress:
@@ -65,11 +76,13 @@ class Progress:
         reached = Sync.PENDING
         try:
             async with self._at_most(seconds):
-                if wanted is Sync.PENDING or not await self._live(policy, commit):
+                live = None if wanted is Sync.PENDING else await self._live(policy, commit)
+                if live is None:
                     return reached
                 reached = Sync.LIVE
                 if wanted is Sync.ACTIVE:
-                    await self._until(lambda: self._enforced(policy, commit), self._fleet.changed)
+                    wait = _Awaited(policy, live.commit, {live.digest})
+                    await self._until(lambda: self._enforced(wait), self._fleet.changed)
                     reached = Sync.ACTIVE
         except (TimeoutError, RegopsError):
             return reached
@@ -91,23 +104,38 @@ class Progress:
             return False
         return True
 
-    async def _live(self, policy: PolicyName, commit: str) -> bool:
+    async def _live(self, policy: PolicyName, commit: str) -> Applied | None:
+        """What is applied, where the policy is live with it; ``None`` while it is held."""
         await self._mirrored(commit)
-        return not (await self._store.read(Range(self._keyspace.held(policy), keys_only=True))).ranges[0]
+        held = Range(self._keyspace.held(policy), keys_only=True)
+        read = await self._store.read(held, Range(self._keyspace.applied))
+        return None if read.ranges[0] else _applied(read.ranges[1])
 
     async def _mirrored(self, commit: str) -> None:
         state = self._mirror.state
         while state is None or state.commit is None or not await self._contains(state.commit, commit):
             state = await self._mirror.wait_newer(state)
 
-    async def _enforced(self, policy: PolicyName, commit: str) -> bool:
+    async def _enforced(self, wait: _Awaited) -> bool:
         """By every OPA that answers for the policy, and by one at least; a silent one is a doubt."""
-        receipts = self._fleet.answering_for(policy)
-        enforced = {receipt.enforced_revision if receipt else None for receipt in receipts.values()}
-        for revision in enforced:
-            if revision in {None, "none"} or not await self._contains(str(revision), commit):
+        receipts = self._fleet.answering_for(wait.policy)
+        for receipt in receipts.values():
+            if receipt is None or not await self._proves(receipt, wait):
                 return False
         return bool(receipts)
+
+    async def _proves(self, receipt: Receipt, wait: _Awaited) -> bool:
+        """A later commit, or the very content. A receipt of the same commit may be of what was live before: what was
+        held of a commit goes live later, and the commit stays the same."""
+        commit, digest = receipt.enforced_revision, receipt.live_digest
+        if commit in {None, "none"}:
+            return False
+        if commit != wait.commit:
+            return await self._contains(str(commit), wait.commit)
+        if digest is not None and digest not in wait.digests:  # what is applied may have changed once more since
+            now = _applied((await self._store.read(Range(self._keyspace.applied))).ranges[0])
+            wait.digests |= {now.digest} if now is not None and now.commit == wait.commit else set()
+        return digest is None or digest in wait.digests
 
     async def _until(self, true: Callable[[], Awaitable[bool]], news: Callable[[], Awaitable[None]]) -> None:
         while True:
@@ -152,3 +180,11 @@ class Progress:
                 began = monotonic()
                 await self._source.fetch()
                 self._fetched = began
+
+
+def _applied(kvs: Sequence[KeyValue]) -> Applied | None:
+    """``None`` too for what cannot be read."""
+    try:
+        return Applied.decode(kvs[0].value) if kvs else None
+    except (ValueError, TypeError, KeyError):
+        return None

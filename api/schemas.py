@@ -572,6 +572,12 @@ class Pass(_Open):
     """How often in a row it failed so."""
     enforced: PassEnforced | None
     seconds: StageSeconds
+    digest: str | None
+    """Of all that was live then: one commit may be applied again, with more of it."""
+    holds: list[str]
+    """The first 50 of the policies that were held then."""
+    confirmed_by: str | None
+    """Who confirmed the deletions that it carried out; for who may read the platform."""
 
 
 class PassList(_Schema):
@@ -630,7 +636,10 @@ class Trace(_Schema):
     """How many more it changes that the caller may not read."""
     stages: list[Stage]
     pass_: Pass | None = Field(alias="pass")
-    """The pass that applied it."""
+    """The pass that applied it, or the last part of it; `null` while none has, and where that is not known."""
+    passes: list[Pass]
+    """The pass that came by the commit first, and those that applied it, oldest first: what was held of it then, as
+    deletions until somebody confirms them, is applied by a later one."""
     agents: list[TracedAgent]
     missing: list[str]
     """What is not known, and why."""
@@ -646,7 +655,7 @@ class FleetAgent(_Open):
     state: Literal["known", "unknown"]
     reason: str | None
     """Why it is unknown: `withdrawn` (the proof was lost, as while a bundle is activated), `silent` (the agent gave no
-    sign of life), `unobserved` (nobody recorded)."""
+    sign of life), `unobserved` (nobody recorded, or etcd cannot be read now)."""
     commit: str | None
     """`null`: unknown; `none`: the empty bundle."""
     enforced_revision: str | None
@@ -664,7 +673,7 @@ class FleetAgent(_Open):
     behind_since: str | None = None
     """Since when there is something that it does not enforce; now only."""
     behind_by: int | None = None
-    """How many passes that moved the commit it lacks; `null` where the log does not tell."""
+    """How many passes that changed what is live it lacks; `null` where the log does not tell."""
 
 
 class Fleet(_Schema):

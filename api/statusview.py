@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any, Final
 
@@ -18,6 +18,7 @@ from reconciler.core.conditions import (
     Condition,
     StatusRecord,
 )
+from reconciler.core.guards import BLOCKED
 from reconciler.core.model import PLATFORM, PolicyName, policy_name, project_policy
 from reconciler.core.records import Applied, Held, Receipt, Suspended
 from reconciler.core.silence import FORGET_AFTER, forgotten
@@ -25,6 +26,10 @@ from reconciler.core.times import rfc3339
 
 _NAMED: Final = 5
 _NOBODY: Final[Mapping[str, int]] = dict.fromkeys(("agents", "current", "behind", "unknown", "stale", "errors"), 0)
+_NAMELESS: Final = frozenset(
+    {"StoreUnavailable", "NoLeader", "NoAgents", "Enforced", "ReconciliationSucceeded", "Suspended"}
+)
+"""Reasons whose messages name no policy, no file and no agent."""
 _HIDDEN: Final = "this OPA reports an error, which a platform admin may read"
 
 
@@ -50,12 +55,17 @@ class Observed:
         """Whether its agent is known to be alive now: of an etcd that cannot be read nobody knows."""
         return self.reachable and name_of(receipt) in self.alive
 
+    def is_proven_by(self, receipt: Receipt) -> bool:
+        """Whether its OPA had proven to enforce what is applied."""
+        return receipt.proves(*((self.applied.commit, self.applied.digest) if self.applied else (None, None)))
+
 
 def status_document(seen: Observed, source: Mapping[str, str], now: datetime) -> dict[str, Any]:
     """The document of "The status document" in docs/operations.md; revisions as ``<branch>@sha1:<commit>``."""
     agents = counted(seen, now)
     record = seen.record
-    conditions = (*_conditions(seen, now), _healthy(seen, agents, now))
+    healthy = replace(_healthy(seen, agents, now), observed_generation=seen.applied.height if seen.applied else 0)
+    conditions = (*_conditions(seen, now), healthy)
     branch = (record.source if record else source).get("branch", "")
     return {
         "conditions": [asdict(condition) for condition in conditions],
@@ -87,7 +97,7 @@ def totals(receipts: Iterable[Receipt], seen: Observed) -> dict[str, Any]:
     everywhere, datacentres = dict(_NOBODY), dict[str, dict[str, int]]()
     for receipt in receipts:
         marks = ["agents", agent_state(receipt, seen)]
-        marks += ["stale"] * (receipt.stale or not seen.lives(receipt)) + ["errors"] * bool(receipt.error)
+        marks += ["stale"] * _stale(receipt, seen) + ["errors"] * bool(receipt.error)
         for counts in (everywhere, datacentres.setdefault(receipt.datacentre, dict(_NOBODY))):
             for mark in marks:
                 counts[mark] += 1
@@ -99,13 +109,13 @@ def agent_state(receipt: Receipt, seen: Observed) -> str:
     read."""
     if not seen.lives(receipt) or receipt.enforced_revision is None:
         return "unknown"
-    return "current" if receipt.enforced_revision == (seen.applied.commit if seen.applied else "none") else "behind"
+    return "current" if seen.is_proven_by(receipt) else "behind"
 
 
 def narrowed(document: dict[str, Any], may_read: Callable[[PolicyName], bool]) -> dict[str, Any]:
     """The document for a caller who may not read everything: counts and states stay, what names policies that it may
-    not read is left out, messages that could name them give way to their reason, and of a suspension nothing is told
-    but its time: its reason is a person's free text."""
+    not read is left out, messages that could name them give way to numbers, and of a suspension nothing is told but its
+    time: its reason is a person's free text."""
     if may_read(PLATFORM):
         return document
 
@@ -115,12 +125,16 @@ def narrowed(document: dict[str, Any], may_read: Callable[[PolicyName], bool]) -
         except ValueError:
             return False
 
-    conditions = [{**condition, "message": condition["reason"]} for condition in document["conditions"]]
+    held = [held for held in document["held"] if mine(held["policy"])]
+    others = document["policies"]["held"] - len(held)
+    conditions = [
+        {**condition, "message": _redacted(condition, document, others)} for condition in document["conditions"]
+    ]
     suspension = document["suspension"]
     return {
         **document,
         "conditions": conditions,
-        "held": [held for held in document["held"] if mine(held["policy"])],
+        "held": held,
         "blocked_deletions": [name for name in document["blocked_deletions"] if mine(name)],
         "ignored_files": [path for path in document["ignored_files"] if mine(path)],
         "foreign_keys": [],
@@ -130,9 +144,25 @@ def narrowed(document: dict[str, Any], may_read: Callable[[PolicyName], bool]) -
     }
 
 
+def _redacted(condition: Mapping[str, Any], document: Mapping[str, Any], others: int) -> str:
+    """A condition's message without names. ``others``: held policies that the caller may not read."""
+    reason, fleet = condition["reason"], document["fleet"]
+    if reason in _NAMELESS:
+        return str(condition["message"])
+    if reason == VALIDATION_FAILED or reason in BLOCKED:
+        counts = {"yours": document["policies"]["held"] - others, "others": others}
+        words = [
+            f"{count} {'policy' if count == 1 else 'policies'} of {whose}" for whose, count in counts.items() if count
+        ]
+        return f"held: {', '.join(words) or 'none any more'}"
+    if reason in {"Behind", "AgentsSilent"}:
+        return f"of {fleet['agents']} OPAs {fleet['behind']} are behind and {fleet['unknown']} prove nothing"
+    return "a platform admin may read more of it"
+
+
 def narrowed_agents(agents: list[dict[str, Any]], may_read: Callable[[PolicyName], bool]) -> list[dict[str, Any]]:
     """The agents for a caller who may not read everything: no project of theirs that it may not read, and no words of
-    an OPA, which name files and lines."""
+    an OPA, which name files and lines, nor where it is inside."""
     if may_read(PLATFORM):
         return agents
     found = (narrowed_agent(agent, may_read) for agent in agents)
@@ -140,14 +170,16 @@ def narrowed_agents(agents: list[dict[str, Any]], may_read: Callable[[PolicyName
 
 
 def narrowed_agent(agent: dict[str, Any], may_read: Callable[[PolicyName], bool]) -> dict[str, Any] | None:
-    """One of them, the very same where nothing is left out; ``None`` for one that answers for other projects only."""
+    """One of them; ``None`` for one that answers for other projects only. The very same for who may read everything."""
+    if may_read(PLATFORM):
+        return agent
     kind, colon, names = agent["scope"].partition(":")
     mine = [name for name in names.split(",") if _mine(name, may_read)] if kind == "projects" else []
     if kind == "projects" and not mine:
         return None
     scope = f"{kind}{colon}{','.join(mine)}" if kind == "projects" else agent["scope"]
     error = _HIDDEN if agent["error"] else agent["error"]
-    return agent if (scope, error) == (agent["scope"], agent["error"]) else {**agent, "scope": scope, "error": error}
+    return {name: value for name, value in agent.items() if name != "opa"} | {"scope": scope, "error": error}
 
 
 def _mine(project: str, may_read: Callable[[PolicyName], bool]) -> bool:
@@ -190,8 +222,7 @@ def _healthy(seen: Observed, agents: list[Receipt], now: datetime) -> Condition:
     if not agents:
         return Condition(HEALTHY, "True", "NoAgents", "no agent has reported: nothing enforces this yet", at)
     silent = [name_of(receipt) for receipt in agents if not seen.lives(receipt)]
-    commit = seen.applied.commit if seen.applied else "none"
-    behind = [name_of(each) for each in agents if seen.lives(each) and each.enforced_revision != commit]
+    behind = [name_of(each) for each in agents if seen.lives(each) and not seen.is_proven_by(each)]
     if behind:
         return Condition(HEALTHY, "False", "Behind", f"not at the applied commit: {_names(behind)}", at)
     if silent:
@@ -250,6 +281,18 @@ def name_of(receipt: Receipt) -> str:
     return f"{receipt.datacentre}/{receipt.id}"
 
 
+def _stale(receipt: Receipt, seen: Observed) -> bool:
+    """By the agent's own word, or since it is silent. An etcd that cannot be read here is nothing that it did."""
+    return receipt.stale or (seen.reachable and not seen.lives(receipt))
+
+
+def _since_when(receipt: Receipt, seen: Observed) -> str:
+    """Since when what is said of it holds: since etcd cannot be read, since its last word, or as it says."""
+    if not seen.reachable:
+        return seen.since or receipt.since
+    return receipt.since if seen.lives(receipt) else receipt.seen_at or receipt.since
+
+
 def agent_of(receipt: Receipt, seen: Observed, branch: str) -> dict[str, Any]:
     """What one OPA proves to enforce: an item of ``agents``."""
     alive = seen.lives(receipt)
@@ -258,11 +301,11 @@ def agent_of(receipt: Receipt, seen: Observed, branch: str) -> dict[str, Any]:
         "datacentre": receipt.datacentre,
         "scope": receipt.scope,
         "enforced_revision": revision(branch, receipt.enforced_revision) if alive else None,
-        "since": receipt.since,
+        "since": _since_when(receipt, seen),
         "opa_version": receipt.opa_version,
         "opa": receipt.opa,
         "error": receipt.error,
-        "stale": receipt.stale or not alive,
+        "stale": _stale(receipt, seen),
         "alive": alive,
         "stages": receipt.stages,
     }

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any, Final
 
 from aiohttp import web
@@ -19,6 +20,7 @@ from api.problems import ProblemError
 from api.progress import Progress
 from api.requests import authorized, policy_asked
 from api.statusview import Observed, counted, narrowed_agents, revision
+from api.trace_passes import Way, way_of
 from reconciler.core.errors import RegopsError, StalledError, TransientError
 from reconciler.core.model import PLATFORM, PolicyName
 from reconciler.core.passes import PassRecord, between
@@ -49,7 +51,7 @@ async def trace(request: web.Request) -> web.Response:
     await _caught_up(source, progress, seen)
     text = request.query.get("commit", "").lower()
     commit = await (_newest(source, seen, policy) if policy else _named(source, progress, text))
-    facts = await _facts(request.app, seen, commit)
+    facts = await _facts(request.app, seen, commit, lambda name: name == policy if policy else may_read(caller, name))
     changes = {name: each for name, each in facts.landed.changes.items() if may_read(caller, name)}
     if not changes and not may_read(caller, PLATFORM):
         raise _unknown(request.query.get("commit", commit))
@@ -103,8 +105,9 @@ def _unknown(text: str) -> ProblemError:
 
 @dataclass(frozen=True, slots=True)
 class _Facts:
-    """Everything that the document is made of. ``containing``: the commits that were looked at and contain this one;
-    ``proofs``: of each agent when its OPA first proved one of them, as far as that is recorded."""
+    """Everything that the document is made of. ``held``: nothing of the commit is live; ``containing``: the commits
+    that were looked at and contain it; ``proofs``: of each agent when its OPA first proved one of them, as far as
+    that is recorded."""
 
     landed: BranchCommit
     branch: str
@@ -112,13 +115,15 @@ class _Facts:
     seen: Observed
     live: Mapping[PolicyName, str]
     applied: bool | None
-    entry: PassRecord | None
+    way: Way
+    held: bool
     containing: frozenset[str]
     proofs: Mapping[str, datetime]
     missing: tuple[str, ...]
 
 
-async def _facts(app: web.Application, seen: Observed, commit: str) -> _Facts:
+async def _facts(app: web.Application, seen: Observed, commit: str, wanted: Callable[[PolicyName], bool]) -> _Facts:
+    """``wanted``: which of the policies that it changes are asked for."""
     source = app[keys.SOURCE]
     landed = (await source.branch_commits([commit])).get(commit)
     if landed is None:
@@ -135,14 +140,16 @@ async def _facts(app: web.Application, seen: Observed, commit: str) -> _Facts:
     applied = seen.applied is not None and await contains(seen.applied.commit)
     head = seen.record.last_attempted_revision if seen.record else None
     missing = []
-    entry = await _entry(app, contains) if applied else None
-    if applied and entry is None:
+    names = [name for name in landed.changes if wanted(name)]
+    held = [name for name in names if _held_at(seen, name, landed.info.commit)]
+    way = await way_of(await passes_known(app), landed.info.commit, names, held, contains) if applied else Way()
+    if applied and way.done is None and (way.brought is None or len(held) < len(names)):
         missing.append(UNLOGGED)
     receipts = counted(seen, datetime.now(UTC))
     for receipt in receipts:
         await contains(receipt.enforced_revision)
-    proofs, without = await _proofs(app, entry, contains) if entry else ({}, "")
-    gone_on = {head for head, true in known.items() if true and entry is not None} - {_of(entry)}
+    proofs, without = await _proofs(app, way.done, contains) if way.done else ({}, "")
+    gone_on = {head for head, true in known.items() if true and way.done} - {way.done.commit if way.done else None}
     if without and gone_on & {each.enforced_revision for each in receipts}:
         missing.append(without)
     state = app[keys.MIRROR].state
@@ -153,23 +160,17 @@ async def _facts(app: web.Application, seen: Observed, commit: str) -> _Facts:
         seen=seen,
         live={name: each.etag for name, each in state.policies.items()} if state else {},
         applied=applied if seen.applied is not None or seen.reachable else None,
-        entry=entry,
+        way=way,
+        held=bool(names) and len(held) == len(names),
         containing=frozenset(head for head, true in known.items() if true),
         proofs=proofs,
         missing=tuple(missing),
     )
 
 
-def _of(entry: PassRecord | None) -> str | None:
-    return entry.commit if entry else None
-
-
-async def _entry(app: web.Application, contains: Any) -> PassRecord | None:
-    """The pass that brought the commit: the oldest one that contains it, unless it was applied before that already."""
-    for each in reversed(await passes_known(app)):
-        if each.moved and await contains(each.commit):
-            return None if await contains(each.before) else each
-    return None
+def _held_at(seen: Observed, name: PolicyName, commit: str) -> bool:
+    held = seen.held.get(name)
+    return held is not None and held.commit == commit
 
 
 async def _proofs(app: web.Application, entry: PassRecord, contains: Any) -> tuple[dict[str, datetime], str]:
@@ -182,7 +183,10 @@ async def _proofs(app: web.Application, entry: PassRecord, contains: Any) -> tup
         intervals = await store.since(datetime.fromisoformat(entry.applied_at or entry.at) - _CLOCKS, limit=_INTERVALS)
     except RegopsError:
         return {}, RECORD_AWAY
+    applied_at = _time(entry.applied_at or entry.at)
     for each in intervals:
+        if not entry.moved and each.commit == entry.commit and (applied_at is None or each.since < applied_at):
+            continue  # of what was live of this commit before
         if each.agent not in found and await contains(each.commit):
             found[each.agent] = each.since
     return found, ""
@@ -192,7 +196,9 @@ async def _proofs(app: web.Application, entry: PassRecord, contains: Any) -> tup
 
 
 def _document(facts: _Facts, changes: Mapping[PolicyName, PolicyChange], caller: Caller) -> dict[str, Any]:
-    entry, info = facts.entry, facts.landed.info
+    done, info = facts.way.done, facts.landed.info
+    entry = done or facts.way.brought
+    readable = partial(may_read, caller)
     policies = [_policy(facts, name, change) for name, change in sorted(changes.items())]
     agents = [_agent(facts, each) for each in counted(facts.seen, datetime.now(UTC))]
     times = sorted(each["at"] for each in agents if each["at"])
@@ -202,7 +208,7 @@ def _document(facts: _Facts, changes: Mapping[PolicyName, PolicyChange], caller:
         {"stage": "seen", "at": entry.seen_at if entry else None},
         {"stage": "fetched", "at": entry.fetched_at if entry else None},
         {"stage": "validated", "at": entry.validated_at if entry else None},
-        {"stage": "applied", "at": entry.applied_at if entry else None},
+        {"stage": "applied", "at": done.applied_at if done else None},
         {"stage": "enforced_first", "at": times[0] if times else None},
         {"stage": "enforced_everywhere", "at": times[-1] if everywhere and len(times) == len(agents) else None},
     ]
@@ -215,8 +221,9 @@ def _document(facts: _Facts, changes: Mapping[PolicyName, PolicyChange], caller:
         "policies": policies,
         "policies_more": len(facts.landed.changes) - len(policies),
         "stages": stages,
-        "pass": narrowed_pass(entry.document(), lambda name: may_read(caller, name)) if entry else None,
-        "agents": narrowed_agents(agents, lambda name: may_read(caller, name)),
+        "pass": narrowed_pass(done.document(), readable) if done else None,
+        "passes": [narrowed_pass(each.document(), readable) for each in facts.way.passes],
+        "agents": narrowed_agents(agents, readable),
         "missing": list(facts.missing),
     }
 
@@ -235,7 +242,7 @@ def _policy(facts: _Facts, name: PolicyName, change: PolicyChange) -> dict[str, 
     held, live = facts.seen.held.get(name), facts.live.get(name)
     if not facts.applied:
         state = "pending" if facts.applied is not None else "unknown"
-    elif held is not None and held.commit == facts.landed.info.commit:
+    elif _held_at(facts.seen, name, facts.landed.info.commit):
         state = "held"
     elif change.deleted and live is None:
         state = "deleted"
@@ -251,14 +258,15 @@ def _policy(facts: _Facts, name: PolicyName, change: PolicyChange) -> dict[str, 
 def _agent(facts: _Facts, receipt: Receipt) -> dict[str, Any]:
     """``at`` is when its OPA first proved this commit or a later one, where that is known."""
     name = f"{receipt.datacentre}/{receipt.id}"
-    at = facts.proofs.get(name)
+    at, done = facts.proofs.get(name), facts.way.done
     alive = facts.seen.lives(receipt)
-    if alive and receipt.enforced_revision in facts.containing:
+    if alive and _proves(facts, receipt):
         state = "enforced"
-        if at is None and facts.entry is not None and receipt.enforced_revision == facts.entry.commit:
-            at = _time(receipt.since)
+        if at is None and done is not None and receipt.enforced_revision == done.commit:
+            at = _time(facts.way.clamped(receipt.since))
     else:
-        state = "behind" if alive and receipt.enforced_revision is not None else "unknown"
+        told = done is not None or facts.way.brought is None or facts.held
+        state = "behind" if told and alive and receipt.enforced_revision is not None else "unknown"
     text = rfc3339(at) if at else None
     return {
         "id": receipt.id,
@@ -266,10 +274,21 @@ def _agent(facts: _Facts, receipt: Receipt) -> dict[str, Any]:
         "scope": receipt.scope,
         "state": state,
         "at": text,
-        "seconds": between(facts.entry.applied_at, text) if facts.entry else None,
+        "seconds": between(done.applied_at, text) if done else None,
         "enforced_revision": revision(facts.branch, receipt.enforced_revision) if alive else None,
         "error": receipt.error,
     }
+
+
+def _proves(facts: _Facts, receipt: Receipt) -> bool:
+    """Whether its OPA enforces the commit, with what was held of it at first."""
+    done, applied = facts.way.done, facts.seen.applied
+    if receipt.enforced_revision not in facts.containing or (done is None and facts.way.brought is not None):
+        return False
+    if done is None or receipt.enforced_revision != done.commit:
+        return True
+    digests = {*facts.way.digests, *([applied.digest] if applied and applied.commit == done.commit else [])}
+    return any(receipt.proves(done.commit, digest) for digest in digests)
 
 
 def _time(text: str) -> datetime | None:

@@ -407,6 +407,8 @@ class Loop:
             "seen_at": seen,
             **result.stages,
             **_counts(result),
+            "digest": result.live.applied.digest if result.live.applied else None,
+            "renewed": result.before == result.commit and not result.plan.changes,
         }
 
 

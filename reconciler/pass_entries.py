@@ -34,7 +34,16 @@ def entry_of(result: PassResult, begun: PassRecord) -> PassRecord | None:
         deleted=len(result.plan.of(Operation.DELETE)),
         healed=len(result.plan.drifted),
         held=len(result.held),
+        holds=tuple(sorted(result.held)[:MOST_CHANGES]),
+        digest=result.live.applied.digest if result.live.applied else None,
+        confirmed_by=_confirmed_by(result),
     )
+
+
+def _confirmed_by(result: PassResult) -> str | None:
+    deleted = {change.policy for change in result.plan.of(Operation.DELETE)}
+    confirmed = result.confirmed
+    return confirmed.by if confirmed is not None and not deleted.isdisjoint(confirmed.deletions) else None
 
 
 async def told(source: Source, record: PassRecord, result: PassResult) -> PassRecord:

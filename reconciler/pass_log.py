@@ -72,7 +72,7 @@ class PassLog:
         self._fleet = FleetState(keyspace)
         self._following = Following(self._fleet, took=metrics.took)
         self._metrics = metrics
-        self._applied: str | None = None
+        self._applied: Applied | None = None
         self._concluding = asyncio.Lock()
 
     # --- what the loop tells -----------------------------------------------------------------------------------------
@@ -135,7 +135,7 @@ class PassLog:
         self._names = deque(kv.key.removeprefix(self._keyspace.passes) for kv in ordered)
         records = [record for kv in ordered if (record := _decoded(kv)) is not None]
         self._newest = records[-1] if records else None
-        last = next((record for record in reversed(records) if record.moved), None)
+        last = next((record for record in reversed(records) if record.followed), None)
         if last is not None and not (last.enforced and last.enforced.complete):
             self._following.resume(last)
 
@@ -149,7 +149,7 @@ class PassLog:
                 await self._enter(record)
                 if self._waiting and self._waiting[0] is waiting:  # else it was given up meanwhile
                     self._waiting.popleft()
-                if result is not None and record.moved:
+                if result is not None and record.followed:
                     self._following.entered(record, result.live.applied_revision, self._clock())
                     await self._conclude()
             self._filled.clear()
@@ -217,7 +217,7 @@ class PassLog:
     def _saw_applied(self, applied: Sequence[KeyValue]) -> None:
         for kv in applied:
             with contextlib.suppress(ValueError, TypeError, KeyError):
-                self._applied = Applied.decode(kv.value).commit
+                self._applied = Applied.decode(kv.value)
 
     async def _conclude(self) -> None:
         """Say of each entry how far the fleet is, where that is due."""

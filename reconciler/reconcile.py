@@ -38,7 +38,8 @@ Clock = Callable[[], datetime]
 @dataclass(frozen=True, slots=True)
 class PassResult:
     """What one pass found and did. ``stages`` are RFC 3339 times; ``wrote`` is whether etcd changed; ``before`` the
-    commit that was applied when it began, ``held_before`` what was held then.
+    commit that was applied when it began, ``held_before`` what was held then, ``confirmed`` which deletions a person
+    had confirmed.
 
     A pass may look at a part of the policies only (see `reconciler.core.focus`): then ``resolution`` is about these,
     and all else says the same as if it had looked at every one.
@@ -59,6 +60,7 @@ class PassResult:
     handled: str | None = None
     before: str | None = None
     held_before: Mapping[str, Held] = field(default_factory=dict)
+    confirmed: Confirmed | None = None
     stages: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -206,6 +208,7 @@ class Reconciler:
             handled=live.requested.token if live.requested else None,
             before=live.applied.commit if live.applied else None,
             held_before=live.held,
+            confirmed=live.confirmed,
             stages=stages,
         )
         self._rest = True
@@ -334,6 +337,7 @@ class Reconciler:
         before = result.live.applied
         names = [str(change.policy) for change in result.plan.changes]
         told = not renew and result.live.applying is None and len(names) <= CHANGED_LIMIT
+        same = before is not None and (before.commit, before.digest) == (result.commit, digest.hex)
         return Applied(
             id=secrets.token_hex(8),
             previous=before.id if before else None,
@@ -341,7 +345,7 @@ class Reconciler:
             height=result.height,
             rewrites=(before.rewrites if before else 0) + result.rewritten,
             digest=digest.hex,
-            at=self._now(),
+            at=before.at if before is not None and same else self._now(),
             changed=tuple(names) if told else None,
         )
 

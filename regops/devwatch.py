@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Final, NoReturn
 
 from reconciler.adapters.etcd import EtcdStore
 from reconciler.core.conditions import READY, VALIDATION_FAILED, StatusRecord
@@ -15,6 +15,8 @@ from reconciler.core.ports import KeyValueStore, Range
 from reconciler.core.records import Held, Receipt
 
 Say = Callable[[str], None]
+_LOOK_EVERY: Final = 1.0
+_ANSWERS: Final = 5.0
 
 
 async def narrate(document: dict[str, Any], say: Say, since: datetime) -> None:
@@ -22,13 +24,33 @@ async def narrate(document: dict[str, Any], say: Say, since: datetime) -> None:
     store = EtcdStore(document["etcd"])
     narrator = _Narrator(store, say, len(document["opa"]), since)
     try:
-        while True:
-            try:
-                await narrator.follow()
-            except RegopsError:
-                await asyncio.sleep(0.5)
+        async with asyncio.TaskGroup() as group:
+            group.create_task(_outages(store, say))
+            while True:
+                try:
+                    await narrator.follow()
+                except RegopsError:
+                    await asyncio.sleep(0.5)
     finally:
         await store.aclose()
+
+
+async def _outages(store: KeyValueStore, say: Say) -> NoReturn:
+    """Tell when etcd does not answer any more, and when it does again: a watch of it is only silent."""
+    away = False
+    while True:
+        try:
+            async with asyncio.timeout(_ANSWERS):
+                await store.read(Range(Keyspace().applied, keys_only=True))
+        except (RegopsError, TimeoutError):
+            if not away:
+                say("etcd does not answer: nothing is applied, and the OPAs go on with what they have")
+            away = True
+        else:
+            if away:
+                say("etcd answers again")
+            away = False
+        await asyncio.sleep(_LOOK_EVERY)
 
 
 class _Narrator:
@@ -79,7 +101,7 @@ class _Narrator:
 
     def _take_status(self, status: StatusRecord) -> None:
         apply = status.last_apply
-        if apply and datetime.fromisoformat(apply["applied_at"]) >= self._since:
+        if apply and not apply.get("renewed") and datetime.fromisoformat(apply["applied_at"]) >= self._since:
             self._apply = dict(apply)
         ready = next((condition for condition in status.conditions if condition.type == READY), None)
         if ready is None or ready.reason == VALIDATION_FAILED:  # what is held is told by itself
@@ -104,7 +126,7 @@ class _Narrator:
         apply = self._apply
         if apply is None or apply["applied_at"] in self._told:
             return
-        there = [r for r in self._receipts.values() if r.enforced_revision == apply["commit"]]
+        there = [r for r in self._receipts.values() if r.proves(apply["commit"], apply.get("digest"))]
         if len(there) < self._opas:
             return
         self._told.add(apply["applied_at"])

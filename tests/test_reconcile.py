@@ -330,3 +330,15 @@ async def test_foreign_keys_are_removed_once_when_a_person_asks_and_by_no_later_
     world.reconciler = world.another()
     assert (await world.run()).foreign == (later,)
     assert set(await world.live()) == {"projects/a/rego.rego", "projects/b/rego.rego"}
+
+
+async def test_what_a_new_leader_writes_anew_went_live_when_it_did(world: World) -> None:
+    """`regops status` told the time of the last change of leaders, after each outage of etcd, as that of the commit."""
+    await world.run({"projects/a/rego.rego": Rego("a").says("first")})
+    before = await world.applied()
+    world.reconciler = world.another()
+    result = await world.reconciler.run(world.fence, renew=True)
+    again = await world.applied()
+    assert (result.wrote, again.id != before.id, again.at) == (True, True, before.at)
+    await world.run({"projects/a/rego.rego": Rego("a").says("second")})
+    assert (await world.applied()).at > before.at

@@ -124,7 +124,7 @@ def _environment() -> Environment:
 
 def short(revision: str | None) -> str:
     """The first digits of a commit, or of a revision's."""
-    return "none" if revision is None else revision.rpartition(":")[2][:10]
+    return "none" if revision is None else revision.rpartition(":")[2][:12]
 
 
 def clock(text: str | None) -> str:

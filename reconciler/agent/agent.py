@@ -150,7 +150,7 @@ class Agent:
         if saved.scope != self._config.scope:
             return None
         self._restored = saved.commit
-        self._offered(Offer(saved.bundle, saved.commit))
+        self._offered(Offer(saved.bundle, saved.commit, live_digest=saved.live_digest))
         return saved.bundle
 
     async def _offer_states(self, former: Bundle | None) -> NoReturn:
@@ -164,7 +164,7 @@ class Agent:
             self._metrics.build_seconds.observe(time.monotonic() - begun)
             self._metrics.policies.set(len(state.policies))
             applied = state.applied
-            told = (applied.at, self._trace(applied, first=first)) if applied else (None, None)
+            told = (applied.at, self._trace(applied, first=first), applied.digest) if applied else (None, None, None)
             self._offered(Offer(former, state.commit or NO_REVISION, mirrored_at, *told))
 
     def _trace(self, applied: Applied, *, first: bool) -> str | None:
@@ -188,8 +188,8 @@ class Agent:
     def _make(self, state: MirrorState, former: Bundle | None) -> Bundle:
         """Build and save: in a thread, as both block."""
         bundle = self._builder.build(state, former)
-        order = state.applied.order if state.applied else None
-        self._disk.save(Saved(bundle, state.commit or NO_REVISION, order, self._config.scope))
+        order, digest = (state.applied.order, state.applied.digest) if state.applied else (None, None)
+        self._disk.save(Saved(bundle, state.commit or NO_REVISION, order, self._config.scope, digest))
         return bundle
 
     def _offered(self, offer: Offer) -> None:

@@ -24,12 +24,14 @@ _FORMAT: Final = 1
 
 @dataclass(frozen=True, slots=True)
 class Saved:
-    """A bundle and the newest commit whose content it is; ``order`` ``None`` while nothing was ever applied."""
+    """A bundle and the newest commit whose content it is; ``order`` ``None`` while nothing was ever applied;
+    ``live_digest``: see `Receipt`."""
 
     bundle: Bundle
     commit: str
     order: Order | None
     scope: Scope
+    live_digest: str | None = None
 
 
 class Disk:
@@ -65,6 +67,7 @@ def _header(saved: Saved) -> bytes:
         "commit": saved.commit,
         "order": saved.order,
         "scope": str(saved.scope),
+        "live_digest": saved.live_digest,
         "sha256": hashlib.sha256(saved.bundle.body).hexdigest(),
     }
     return json.dumps(document).encode() + b"\n"
@@ -81,6 +84,7 @@ def _saved(header: bytes, body: bytes) -> Saved:
             commit=document["commit"],
             order=None if order is None else (int(order[0]), int(order[1])),
             scope=Scope.parse(document["scope"]),
+            live_digest=document.get("live_digest"),
         )
     except (KeyError, TypeError, IndexError) as error:
         raise ValueError(f"the bundle on disk has no proper header: {error!r}") from error

@@ -30,6 +30,8 @@ class Offer:
     applied_at: str | None = None
     trace: str | None = None
     """The trace context of the apply."""
+    live_digest: str | None = None
+    """That of all that was live then, also outside of the scope."""
 
 
 @dataclass(slots=True)
@@ -40,6 +42,7 @@ class _Entry:
     stages: dict[str, str] = field(default_factory=dict)
     applied_at: str | None = None
     trace: str | None = None
+    live_digest: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +93,7 @@ class Witness:
             self._entries[offer.bundle.etag] = _Entry(offer.commit, stages, offer.applied_at, offer.trace)
         elif known.trace is None and "enforced_at" not in known.stages:
             known.applied_at, known.trace = offer.applied_at, offer.trace  # the copy on disk has none
+        self._entries[offer.bundle.etag].live_digest = offer.live_digest
         self._entries.move_to_end(offer.bundle.etag)
         while len(self._entries) > _OFFERS_KEPT:
             self._entries.popitem(last=False)
@@ -141,6 +145,7 @@ class Witness:
             stale=self._stale(),
             stages=dict(enforced.stages) or None,
             digest=enforced.digest,
+            live_digest=enforced.live_digest,
         )
 
     def _settle(self, proof: Proof, *, tell: bool = True) -> None:
@@ -152,7 +157,8 @@ class Witness:
             self._since = (rfc3339_now(), enforced)
         elif enforced != self._since[1]:
             self._since = (self._since[0], enforced)
-        newest = self._offered is not None and enforced.commit == self._offered.commit
+        offered = self._offered
+        newest = offered is not None and (enforced.commit, enforced.digest) == (offered.commit, offered.bundle.etag)
         self._metrics.enforced.set(int(newest))
         if tell:
             self._changed()
@@ -165,7 +171,7 @@ class Witness:
         if "enforced_at" not in entry.stages:
             entry.stages["enforced_at"] = rfc3339_now()
             self._traced(entry)
-        return _Enforced(entry.commit, tuple(sorted(entry.stages.items())), etag)
+        return _Enforced(entry.commit, tuple(sorted(entry.stages.items())), etag, entry.live_digest)
 
     def _traced(self, entry: _Entry) -> None:
         """The commit's way through this agent, in the trace of its apply. Nothing is told of what OPA has from a former
@@ -198,6 +204,7 @@ class _Enforced:
     commit: str | None = None
     stages: tuple[tuple[str, str], ...] = ()
     digest: str | None = None
+    live_digest: str | None = None
 
 
 def _time(text: str | None) -> datetime | None:

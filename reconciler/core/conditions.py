@@ -61,7 +61,8 @@ class StatusRecord(Record):
 
     Revisions are bare commit ids; the face that shows them adds branch and ``sha1:``. ``last_apply`` has the timings
     of the last pass that wrote: {commit, trigger, seen_at, fetched_at, validated_at, applied_at (RFC 3339 with
-    milliseconds), created, updated, deleted, held (counts)}.
+    milliseconds), created, updated, deleted, held (counts), digest (`Applied.digest`), renewed (whether nothing but
+    ``applied`` and what is held was written)}.
     """
 
     optional: ClassVar[frozenset[str]] = frozenset({"last_apply", "foreign_keys", "warnings"})

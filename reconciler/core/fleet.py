@@ -10,7 +10,7 @@ from typing import Final
 
 from reconciler.core.keyspace import Keyspace
 from reconciler.core.ports import Event, KeyValue
-from reconciler.core.records import Receipt
+from reconciler.core.records import Applied, Receipt
 from reconciler.core.silence import FORGET_AFTER, forgotten
 
 STATES: Final = ("current", "behind", "unknown")
@@ -81,17 +81,17 @@ class FleetState:
         proves = receipt is not None and receipt.enforced_revision is not None
         return proof.ended > revision or (proves and proof.began <= revision)
 
-    def proven(self, agent: str) -> tuple[str, str] | None:
-        """What its OPA proves to enforce, and since when; ``None`` while nothing, or while it is silent."""
+    def proven(self, agent: str) -> Receipt | None:
+        """The receipt of what its OPA proves to enforce; ``None`` while that is nothing, or while it is silent."""
         receipt = self.receipts.get(agent)
         if receipt is None or receipt.enforced_revision is None or agent not in self.alive:
             return None
-        return receipt.enforced_revision, receipt.since
+        return receipt
 
     def counts(
-        self, applied: str | None, now: datetime, forget_after: timedelta = FORGET_AFTER
+        self, applied: Applied | None, now: datetime, forget_after: timedelta = FORGET_AFTER
     ) -> Mapping[str, Counter[str]]:
-        """`MARKS` by datacentre, beside the applied commit, of those that are not `forgotten`. Goes through all."""
+        """`MARKS` by datacentre, beside what is applied, of those that are not `forgotten`. Goes through all."""
         found: dict[str, Counter[str]] = {}
         for agent, receipt in self.receipts.items():
             if agent not in self.alive and forgotten(receipt, now, forget_after):
@@ -102,16 +102,17 @@ class FleetState:
             marks["errors"] += receipt.error is not None
         return found
 
-    def _state(self, agent: str, applied: str | None) -> str:
+    def _state(self, agent: str, applied: Applied | None) -> str:
         proven = self.proven(agent)
         if proven is None:
             return "unknown"
-        return "current" if proven[0] == (applied or "none") else "behind"
+        wanted = (applied.commit, applied.digest) if applied else (None, None)
+        return "current" if proven.proves(*wanted) else "behind"
 
     def commits(self) -> Mapping[str, int]:
         """How many OPAs prove which commit (its first digits): the `_COMMITS` most frequent, and `OTHER`."""
         proven = (self.proven(agent) for agent in self.receipts)
-        counted = Counter(each[0][:_DIGITS] for each in proven if each is not None)
+        counted = Counter((each.enforced_revision or "")[:_DIGITS] for each in proven if each is not None)
         most = dict(counted.most_common(_COMMITS))
         rest = counted.total() - sum(most.values())
         return most | ({OTHER: rest} if rest else {})

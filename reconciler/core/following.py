@@ -41,7 +41,7 @@ class Followed:
 
 
 class Following:
-    """The last passes that moved ``applied``, oldest first, beside what ``fleet`` proves."""
+    """The last passes that changed what is applied, oldest first, beside what ``fleet`` proves."""
 
     def __init__(self, fleet: FleetState, *, took: Took, most: int = FOLLOWED) -> None:
         self._fleet = fleet
@@ -59,7 +59,7 @@ class Following:
             self._passes.append(Followed(record))
 
     def entered(self, record: PassRecord, revision: int, now: datetime) -> None:
-        """A pass has moved ``applied`` at this revision of the store. The same one twice is taken once."""
+        """A pass has changed what is applied at this revision of the store. The same one twice is taken once."""
         if any(each.record.id == record.id for each in self._passes):
             return
         alive = self._fleet.alive
@@ -71,18 +71,20 @@ class Following:
             self.reached(agent)
 
     def reached(self, agent: str) -> None:
-        """Something was heard of this agent. Who proves a commit has followed every pass up to it."""
+        """Something was heard of this agent. Who proves what a pass made live has followed every pass up to it."""
         proven = self._fleet.proven(agent)
         if proven is None:
             return
-        commit, since = proven
         counts = False
         for each in reversed(self._passes):
-            counts = counts or each.record.commit == commit
+            counts = counts or proven.proves(each.record.commit, each.record.digest)
             if not counts:
                 continue
             if agent in each.reached:
                 return  # and everything before
+            since = proven.since
+            if not each.record.moved:  # what its OPA enforces may be the same as before: then it follows at once
+                since = max(since, each.record.applied_at or since)
             each.reached[agent] = since
             if agent in each.awaited:
                 each.awaited.discard(agent)

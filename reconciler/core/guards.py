@@ -9,8 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from typing import Final
 
 from reconciler.core.model import PLATFORM, PolicyName
+
+SOURCE_EMPTY: Final = "SourceEmpty"
+PLATFORM_DELETED: Final = "PlatformDeleted"
+TOO_MANY: Final = "TooManyDeletions"
+BLOCKED: Final = frozenset({SOURCE_EMPTY, PLATFORM_DELETED, TOO_MANY})
+"""Why deletions are blocked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,13 +64,13 @@ def judge_deletions(
 
 def _doubt(doubtful: tuple[PolicyName, ...], *, live: int, source_empty: bool, limits: Limits) -> tuple[str, str]:
     if source_empty:
-        return "SourceEmpty", f"the commit has no policies at all, and {len(doubtful)} are live"
+        return SOURCE_EMPTY, f"the commit has no policies at all, and {len(doubtful)} are live"
     if PLATFORM in doubtful:
-        return "PlatformDeleted", "the commit deletes the platform policy"
+        return PLATFORM_DELETED, "the commit deletes the platform policy"
     allowed = limits.allowed(live)
     if len(doubtful) > allowed:
         return (
-            "TooManyDeletions",
+            TOO_MANY,
             f"the commit deletes {len(doubtful)} of {live} live policies, {allowed} may go at once",
         )
     return "", ""

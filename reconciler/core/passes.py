@@ -60,12 +60,15 @@ class PassRecord(Record):
     ``outcome`` is ``applied`` or ``failed`` (``reason`` and ``message`` say why, ``count`` how often in a row, ``at``
     when last). ``before`` is the commit that was applied when it began. Times are RFC 3339 UTC with milliseconds, of
     the leader's clock: ``seen_at`` is when the trigger was noticed; ``enforced`` is filled in as the fleet follows.
+    ``digest`` is `Applied.digest` of what it made live: a commit may take several passes, when what was held of it goes
+    live later. ``holds`` are the first `MOST_CHANGES` of the policies that were held then; ``confirmed_by`` is who
+    confirmed the deletions that it carried out.
     """
 
     optional: ClassVar[frozenset[str]] = frozenset(
         {"commit", "before", "fetched_at", "validated_at", "applied_at", "reason", "message", "count", "enforced"}
         | {"changes", "changes_more", "commits", "commits_more", "created", "updated", "deleted", "healed", "held"}
-        | {"rewritten"}
+        | {"rewritten", "digest", "confirmed_by", "holds"}
     )
 
     id: str
@@ -93,6 +96,9 @@ class PassRecord(Record):
     message: str = ""
     count: int = 1
     enforced: Enforced | None = None
+    digest: str | None = None
+    confirmed_by: str | None = None
+    holds: tuple[str, ...] = ()
 
     @classmethod
     def _build(cls, document: dict[str, Any]) -> PassRecord:
@@ -101,6 +107,7 @@ class PassRecord(Record):
             **{
                 **document,
                 "changes": tuple(PassChange(**each) for each in document.get("changes") or ()),
+                "holds": tuple(document.get("holds") or ()),
                 "commits": tuple(PassCommit(**each) for each in document.get("commits") or ()),
                 "enforced": Enforced(**enforced) if enforced else None,
             }
@@ -110,6 +117,12 @@ class PassRecord(Record):
     def moved(self) -> bool:
         """Whether another commit is applied since."""
         return self.outcome == APPLIED and self.commit != self.before
+
+    @property
+    def followed(self) -> bool:
+        """Whether the fleet has something to follow: another commit, or another content of the same one. A healed hand
+        edit is none: no OPA had it."""
+        return self.moved or (self.outcome == APPLIED and self.created + self.updated + self.deleted > 0)
 
     def again(self, later: PassRecord) -> PassRecord:
         """This failure, after it has happened once more."""

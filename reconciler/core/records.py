@@ -58,8 +58,9 @@ class Applied(Record):
     ``id`` is random; ``previous`` the id before (so that a mirror knows that it missed nothing); ``height`` the number
     of commits reachable from ``commit``; ``rewrites`` how often a rewritten history was followed; ``changed`` the
     policies that this apply changed (``None`` when more than `CHANGED_LIMIT`, or not known); ``digest`` that of all
-    live ETags, for people to compare (`reconciler.core.digest`; earlier releases gave another); ``at`` RFC 3339
-    UTC; ``trace`` the trace context of the apply (W3C), left out where nobody traces.
+    live ETags, for people to compare (`reconciler.core.digest`; earlier releases gave another); ``at``, RFC 3339 UTC,
+    when this commit with this content went live (a new leader writes the record anew, and keeps it); ``trace`` the
+    trace context of the apply (W3C), left out where nobody traces.
     """
 
     optional: ClassVar[frozenset[str]] = frozenset({"previous", "changed", "trace"})
@@ -187,11 +188,13 @@ class Receipt(Record):
     bundle, or ``null`` while nothing is proven; ``digest`` the ETag that this poll carried; ``scope`` ``all``,
     ``projects:a,b`` or ``shard:2/8``; ``error`` OPA's own refusal or ``null``; ``stale`` whether the agent could not
     reach etcd when it served; ``seen_at`` when the agent wrote it, which it does again every few minutes
-    (`reconciler.core.silence`).
+    (`reconciler.core.silence`). ``live_digest`` is `Applied.digest` of what was live when that content was: one commit
+    may be applied more than once with another content, when what was held of it goes live later. Agents of earlier
+    releases do not tell it.
     """
 
     optional: ClassVar[frozenset[str]] = frozenset(
-        {"opa_version", "error", "stale", "opa", "stages", "digest", "seen_at"}
+        {"opa_version", "error", "stale", "opa", "stages", "digest", "seen_at", "live_digest"}
     )
 
     id: str
@@ -206,6 +209,13 @@ class Receipt(Record):
     stages: Mapping[str, str] | None = None
     digest: str | None = None
     seen_at: str | None = None
+    live_digest: str | None = None
+
+    def proves(self, commit: str | None, digest: str | None) -> bool:
+        """Whether its OPA enforces this commit with this content (`Applied.digest`); by the commit alone where one of
+        the two does not tell its digest."""
+        same = None in {self.live_digest, digest} or self.live_digest == digest
+        return self.enforced_revision == (commit or "none") and same
 
 
 def _names(kind: type[Record]) -> frozenset[str]:

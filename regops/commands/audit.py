@@ -88,7 +88,7 @@ def _rows(events: list[dict[str, Any]]) -> list[list[object]]:
             event["action"],
             event["resource"],
             event["result"],
-            (event.get("commit") or "")[:10],
+            (event.get("commit") or "")[:12],
             event["request_id"],
         ]
         for event in events

@@ -15,7 +15,7 @@ from regops.commands.target import Target, get, target_options
 from regops.commands.times import parse_time
 
 _SUBJECT = 60
-_COMMIT = 10
+_COMMIT = 12
 
 
 @click.command(
@@ -134,9 +134,8 @@ async def _versions(target: Target, policy: str | None, limit: int) -> tuple[lis
 
 def _row(item: dict[str, Any]) -> list[object]:
     mark = "*" if item["live"] else ""
-    state = f"{item['state']}{'?' if item['inferred'] else ''}"
-    said = f"{item['reason']}: {item['message'] or ''}".rstrip(": ") if item["reason"] else item["subject"]
-    subject = f"{'(deleted) ' if item['deleted'] else ''}{said}".splitlines()[0] if said else ""
+    state = f"{item['state']}{'?' if item['inferred'] else ''}{': ' if item['reason'] else ''}{item['reason'] or ''}"
+    subject = f"{'(deleted) ' if item['deleted'] else ''}{item['subject'] or ''}".partition("\n")[0]
     return [
         f"{item['version']}{mark}",
         state,

@@ -17,7 +17,7 @@ from regops.commands.errors import one_line
 from regops.commands.following import again
 from regops.commands.policies import PolicyArgument, path_of
 from regops.commands.tables import (
-    fleet_table,
+    fleet_now,
     fleet_then,
     passes_table,
     policies_table,
@@ -115,8 +115,8 @@ Examples:
 def passes(target: Target, limit: int, *, as_json: bool) -> None:
     """Show the passes that wrote to etcd, and those that failed, newest first.
 
-    APPLIED IN is the time from the trigger (a push that was noticed, a webhook, a poll …) to etcd; ENFORCED IN from
-    there until every OPA had proven it. Etcd keeps the last 200.
+    APPLIED IN is the time from the trigger (a push that was noticed, a webhook, a poll …) to etcd; ENFORCED IN from the
+    trigger until every OPA had proven it. Etcd keeps the last 200.
     """
     items = asyncio.run(get(target, "/history", {"limit": limit}))["items"]
     _print(items, passes_table(items), as_json=as_json)
@@ -171,8 +171,8 @@ def fleet(context: click.Context, target: Target, time: str | None, *, as_json: 
         document = asyncio.run(get(target, "/fleet", {"at": parse_time(time)}))
         click.echo(json.dumps(document, indent=2, ensure_ascii=False) if as_json else fleet_then(document))
     elif context.invoked_subcommand is None:
-        agents = asyncio.run(get(target, "/fleet", having="agents"))["agents"]
-        click.echo(json.dumps(agents, indent=2, ensure_ascii=False) if as_json else fleet_table(agents))
+        document = asyncio.run(get(target, "/fleet", having="agents"))
+        _print(document["agents"], fleet_now(document), as_json=as_json)
 
 
 @fleet.command(

@@ -9,12 +9,15 @@ from typing import Any
 
 import click
 
+from reconciler.core.conditions import VALIDATION_FAILED
 from reconciler.core.errors import RegopsError, StalledError, TransientError
+from reconciler.core.guards import BLOCKED
 from regops.commands.errors import INTERRUPTED, one_line
 from regops.commands.target import Target, target_options
 from regops.commands.words import Seen, Words, open_words
 
 _POLL_SECONDS = 0.1
+_TO_THE_END = BLOCKED | {VALIDATION_FAILED, "PlatformPending"}
 
 
 @click.command(
@@ -55,6 +58,8 @@ def sync(
         return
     if as_json:
         raise SystemExit(1)
+    if done.carried_out:
+        click.echo(f"carried out {len(done.carried_out)} deletions: {', '.join(done.carried_out)}")
     raise done.trouble
 
 
@@ -65,6 +70,13 @@ class _Done:
     token: str
     confirmed: tuple[str, ...]
     seen: Seen | None
+
+    @property
+    def carried_out(self) -> tuple[str, ...]:
+        """The confirmed deletions that wait no more, as far as it was waited for."""
+        if self.seen is None or self.seen.suspended is not None or not _passed(self.seen):
+            return ()
+        return tuple(name for name in self.confirmed if name not in self.seen.blocked_deletions)
 
     @property
     def trouble(self) -> RegopsError | None:
@@ -106,6 +118,12 @@ class _Done:
             "blocked_deletions": list(self.seen.blocked_deletions),
             "foreign_keys": list(self.seen.foreign_keys),
         }
+
+
+def _passed(seen: Seen) -> bool:
+    """Whether the pass ran to its end: what it could not apply is held or blocked then, and all else is live."""
+    ready = seen.ready
+    return ready is not None and (ready.status == "True" or ready.reason in _TO_THE_END)
 
 
 async def _sync(target: Target, seconds: float | None, confirm: str | None, *, remove_foreign: bool) -> _Done:

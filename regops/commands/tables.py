@@ -54,7 +54,8 @@ def status_page(status: Mapping[str, Any]) -> str:
     if status.get("foreign_keys"):
         lines += ["", f"Foreign keys in etcd, not enforced: {', '.join(status['foreign_keys'][:_SHOWN])}"]
         lines.append("To delete them: regops sync --remove-foreign")
-    return "\n".join([*lines, "", fleet_table(status["agents"])])
+    known = all(each["reason"] != "StoreUnavailable" for each in status["conditions"])
+    return "\n".join([*lines, "", fleet_table(status["agents"], known=known)])
 
 
 def status_line(status: Mapping[str, Any]) -> str:
@@ -79,10 +80,19 @@ def fleet_words(status: Mapping[str, Any]) -> str:
 _COUNTED: Final = {"behind": "behind", "unknown": "unknown", "stale": "stale", "errors": "with an error"}
 
 
-def fleet_table(agents: Sequence[Mapping[str, Any]]) -> str:
-    """What each OPA enforces now; the lag where the server tells it."""
+def fleet_now(document: Mapping[str, Any]) -> str:
+    """`regops fleet`; a server of before tells nothing of what it does not know."""
+    missing = document.get("missing")
+    if missing and not document["agents"]:
+        return f"Missing: {missing}"
+    shown = fleet_table(document["agents"])
+    return f"{shown}\n\nMissing: {missing}" if missing else shown
+
+
+def fleet_table(agents: Sequence[Mapping[str, Any]], *, known: bool = True) -> str:
+    """What each OPA enforces now; the lag where the server tells it. ``known``: whether its etcd can be read."""
     if not agents:
-        return "No agent has reported yet"
+        return "No agent has reported yet" if known else "Which OPAs there are is not known: etcd cannot be read"
     lag = any("behind_since" in agent for agent in agents)
     rows = [
         [
@@ -93,7 +103,7 @@ def fleet_table(agents: Sequence[Mapping[str, Any]]) -> str:
             agent["since"],
             *([_lag(agent)] if lag else []),
             agent["opa_version"],
-            agent["error"] or _quiet(agent),
+            _quiet(agent, known=known),
         ]
         for agent in agents
     ]
@@ -123,8 +133,10 @@ def fleet_then(document: Mapping[str, Any]) -> str:
         ]
         for agent in document["agents"]
     ]
-    shown = table(["AGENT", "DATACENTRE", "SCOPE", "ENFORCED", "SINCE", "UNTIL", "NOTE"], rows) if rows else "No agent"
-    return f"{shown}\n\nMissing: {document['missing']}" if document["missing"] else shown
+    shown = table(["AGENT", "DATACENTRE", "SCOPE", "ENFORCED", "SINCE", "UNTIL", "NOTE"], rows) if rows else ""
+    if not document["missing"]:
+        return shown or "No agent had reported"
+    return f"{shown}\n\nMissing: {document['missing']}" if shown else f"Not recorded: {document['missing']}"
 
 
 def policies_table(items: Sequence[Mapping[str, Any]]) -> str:
@@ -193,13 +205,26 @@ def _what(each: Mapping[str, Any]) -> str:
     if each["outcome"] != "applied":
         return str(each["message"])
     words = [f"{each[name]} {name}" for name in ("created", "updated", "deleted", "healed", "held") if each[name]]
-    names = [change["policy"] for change in each["changes"]]
-    more = len(names) - 1 + each["changes_more"]
-    shown = f" ({names[0]}{f' and {more} more' if more else ''})" if names else ""
-    return f"{', '.join(words) or 'none changed'}{shown}"
+    held, words = words[-1:] if each["held"] else [], words[:-1] if each["held"] else words
+    changed = _named(", ".join(words), [change["policy"] for change in each["changes"]], each["changes_more"])
+    holds = each.get("holds") or []
+    told = _named(", ".join(held), holds, each["held"] - len(holds))
+    return ", ".join(each for each in (changed, told) if each) or "none changed"
+
+
+def _named(words: str, names: Sequence[str], untold: int) -> str:
+    """The first of those that the words are about, in brackets."""
+    more = len(names) - 1 + untold
+    return f"{words} ({names[0]}{f' and {more} more' if more > 0 else ''})" if words and names else words
+
+
+def _confirmed(each: Mapping[str, Any]) -> str:
+    return f"; deletions confirmed by {each['confirmed_by']}" if each.get("confirmed_by") else ""
 
 
 def _who(each: Mapping[str, Any]) -> str:
+    if each.get("confirmed_by"):
+        return f"{each['confirmed_by']} (confirmed)"
     names = list(dict.fromkeys(commit["author"].partition(" <")[0] for commit in each["commits"]))
     return ", ".join(names[:2]) + (" …" if len(names) > 2 else "")  # noqa: PLR2004 a line's worth
 
@@ -208,7 +233,8 @@ def _enforced(each: Mapping[str, Any]) -> str:
     found = each["enforced"]
     if not found or not found["agents"]:
         return ""
-    seconds = each["seconds"]["enforced"]
+    taken = each["seconds"]
+    seconds = None if None in {taken["total"], taken["enforced"]} else taken["total"] + taken["enforced"]
     return _seconds(seconds) if seconds is not None else f"{found['enforced']} of {found['agents']} OPAs"
 
 
@@ -224,9 +250,11 @@ def trace_page(found: Mapping[str, Any]) -> str:
         f"Subject:  {found['subject']}",
         f"State:    {_STATES[found['state']]}",
     ]
-    entry = found["pass"]
+    entry, passes = found["pass"], found.get("passes") or ()
     if entry:
-        lines.append(f"Applied:  by {entry['leader']}, which was triggered by {entry['trigger']}")
+        lines.append(f"Applied:  by {entry['leader']}, which was triggered by {entry['trigger']}{_confirmed(entry)}")
+    if len(passes) > 1 or (passes and not entry):
+        lines += [f"Pass:     {each['applied_at']}  {each['trigger']}: {_what(each)}" for each in passes]
     for each in found["policies"]:
         lines.append(f"Policy:   {each['policy']}  {each['state']}{': ' + each['reason'] if each['reason'] else ''}")
         lines += [f"            {error}" for error in each["errors"]]
@@ -286,8 +314,12 @@ def _doubt(agent: Mapping[str, Any]) -> str:
     return f"{agent['reason']}; before: {agent['last_commit'][:_COMMIT]}" if agent["reason"] else ""
 
 
-def _quiet(agent: Mapping[str, Any]) -> str:
-    """What is wrong with an agent that reports no error."""
+def _quiet(agent: Mapping[str, Any], *, known: bool) -> str:
+    """What is wrong with an agent, or with what is known of it."""
+    if not known or agent.get("reason") == "unobserved":
+        return "not known: etcd cannot be read"
+    if agent["error"]:
+        return str(agent["error"])
     if not agent["alive"]:
         return "silent"
     return "stale: etcd is out of its reach" if agent["stale"] else ""

@@ -6,7 +6,7 @@ from reconciler.agent.bundle import Bundle
 from reconciler.agent.disk import Disk, Saved
 from reconciler.agent.scope import ALL, Scope
 
-SAVED = Saved(Bundle('"e"', "1" * 40, b"\x1f\x8b\n\x00bytes\n"), "2" * 40, (1, 7), Scope.of_projects(["a"]))
+SAVED = Saved(Bundle('"e"', "1" * 40, b"\x1f\x8b\n\x00bytes\n"), "2" * 40, (1, 7), Scope.of_projects(["a"]), "digest")
 
 
 def test_what_was_saved_is_loaded_after_a_restart(tmp_path: Path) -> None:

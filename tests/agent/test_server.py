@@ -50,8 +50,8 @@ class Asker:
         """Until so many polls have arrived."""
         await eventually(lambda: self.witness.proof.poll >= times)
 
-    def offer(self, etag: str, body: bytes = b"bytes", commit: str = ONE) -> None:
-        self.server.set_offer(Offer(Bundle(etag, commit, body), commit))
+    def offer(self, etag: str, body: bytes = b"bytes", commit: str = ONE, live: str | None = None) -> None:
+        self.server.set_offer(Offer(Bundle(etag, commit, body), commit, live_digest=live))
 
     @property
     def url(self) -> str:
@@ -113,6 +113,25 @@ async def test_a_person_who_looks_is_no_opa(asker: Asker) -> None:
     assert asker.witness.receipt().enforced_revision == ONE
     assert (await asker.ask())[0] == 200
     assert asker.witness.receipt().enforced_revision == ONE
+    poll.cancel()
+
+
+async def test_a_receipt_tells_which_of_a_commits_contents_is_proven(asker: Asker) -> None:
+    """It named the commit alone, which is the same before and after deletions that somebody confirms."""
+    asker.offer('"a"', live="before")
+    await asker.ask(**OPA)
+    poll = asker.asking('"a"', **OPA)
+    await asker.asked(2)
+    asker.offer('"b"', live="after")
+    assert (await poll)[1] == '"b"'
+    receipt = asker.witness.receipt()
+    assert (receipt.enforced_revision, receipt.live_digest) == (None, None), "it may still be the one or the other"
+    poll = asker.asking('"b"', **OPA)
+    await asker.asked(3)
+    assert asker.witness.receipt().proves(ONE, "after")
+    assert not asker.witness.receipt().proves(ONE, "before")
+    asker.offer('"b"', live="elsewhere")
+    assert asker.witness.receipt().proves(ONE, "elsewhere"), "what changed is outside of the scope"
     poll.cancel()
 
 

@@ -98,13 +98,13 @@ def test_while_etcd_is_away_no_opa_is_shown_alive() -> None:
     away = seen(agent("a"), alive={"east/a"}, reachable=False)
     document = status_document(away, PLACE, NOW)
     (shown,) = document["agents"]
-    assert (shown["alive"], shown["stale"], shown["enforced_revision"]) == (False, True, None)
+    assert (shown["alive"], shown["stale"], shown["enforced_revision"]) == (False, False, None)
     assert {name: document["fleet"][name] for name in ("agents", "current", "unknown", "stale")} == {
         "agents": 1,
         "current": 0,
         "unknown": 1,
-        "stale": 1,
-    }
+        "stale": 0,
+    }, "and the agent is not blamed"
     assert totals(away.receipts, away)["datacentres"]["east"]["unknown"] == 1
     told = present(away.receipts[0], away, "main", ())
     assert (told["state"], told["commit"], told["reason"]) == ("unknown", None, "unobserved")
@@ -165,3 +165,28 @@ def test_a_member_sees_that_and_since_when_it_is_suspended_but_not_who_says_why(
     assert mine["suspension"] == {"by": "", "reason": "", "at": ago(minutes=5)}
     assert narrowed(document, lambda _: True)["suspension"]["reason"] == "secret-project is on fire"
     assert narrowed(status_document(seen(), PLACE, NOW), lambda _: False)["suspension"] is None
+
+
+# --- what a member sees ----------------------------------------------------------------------------------------------
+
+
+def test_a_member_reads_how_many_policies_of_others_are_held_and_where_no_opa_is() -> None:
+    """A redacted message only said the reason once more, and each OPA's internal address was shown to every member."""
+    findings = replace(SOUND, held=("projects/mine", "projects/secret", "projects/other"))
+    found = {name: Held(COMMIT, "ValidationFailed", ()) for name in findings.held}
+    opa = agent("a", opa="http://10.0.0.7:8181")
+    observed = seen(opa, alive={"east/a"}, conditions=after_pass(findings, ()), held=found)
+    document = status_document(observed, PLACE, NOW)
+    assert document["agents"][0]["opa"] == "http://10.0.0.7:8181"
+    shown = narrowed(document, lambda name: name == "projects/mine")
+    assert condition(shown, "Ready")["message"] == "held: 1 policy of yours, 2 policies of others"
+    assert "opa" not in shown["agents"][0]
+    assert "secret" not in str(shown)
+    assert "10.0.0.7" not in str(shown)
+
+
+def test_healthy_speaks_of_the_applied_commit() -> None:
+    """Its generation was 0 always."""
+    applied = Applied(id="1", commit=COMMIT, height=7, rewrites=0, digest="d", at=ago(days=8))
+    document = status_document(seen(agent("a"), alive={"east/a"}, applied=applied), PLACE, NOW)
+    assert condition(document, "Healthy")["observed_generation"] == 7

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 
 from reconciler.core.fleet import FleetState
@@ -11,7 +11,7 @@ from reconciler.core.following import FOLLOWED, LATE, Following
 from reconciler.core.keyspace import Keyspace
 from reconciler.core.passes import APPLIED, Enforced, PassRecord
 from reconciler.core.ports import Event, KeyValue
-from reconciler.core.records import Receipt
+from reconciler.core.records import Applied, Receipt
 from reconciler.core.silence import FORGET_AFTER
 from reconciler.core.times import rfc3339
 
@@ -42,9 +42,11 @@ class World:
     def dies(self, agent: str) -> None:
         self.fleet.happened(Event(KeyValue(KEYS.alive("east", agent), b"", 0, self._next()), deleted=True))
 
-    def tells(self, agent: str, commit: str | None, seconds: float, *, read: bool = False) -> None:
+    def tells(
+        self, agent: str, commit: str | None, seconds: float, *, read: bool = False, digest: str | None = None
+    ) -> None:
         since = rfc3339(at(seconds))
-        receipt = Receipt(agent, "east", "all", commit, since, seen_at=since)
+        receipt = Receipt(agent, "east", "all", commit, since, seen_at=since, live_digest=digest)
         kv = KeyValue(KEYS.receipt("east", agent), receipt.encode(), 1, self._next())
         told = self.fleet.found(kv) if read else self.fleet.happened(Event(kv))
         self.following.reached(told)
@@ -181,5 +183,35 @@ def test_an_agent_that_is_silent_for_long_is_counted_no_more() -> None:
     world = world_of("one", "gone")
     world.dies("gone")
     soon, later = START, START + FORGET_AFTER + timedelta(seconds=1)
-    assert dict(world.fleet.counts("old", soon)["east"]) == {"current": 1, "unknown": 1, "stale": 1, "errors": 0}
-    assert dict(world.fleet.counts("old", later)["east"]) == {"current": 1, "stale": 0, "errors": 0}
+    old = Applied("1", "old", 1, 0, "d", rfc3339(START))
+    assert dict(world.fleet.counts(old, soon)["east"]) == {"current": 1, "unknown": 1, "stale": 1, "errors": 0}
+    assert dict(world.fleet.counts(old, later)["east"]) == {"current": 1, "stale": 0, "errors": 0}
+
+
+def test_what_a_person_confirmed_is_proven_by_the_content_since_the_commit_stays_the_same() -> None:
+    """Deletions of a commit were blocked, and carried out when somebody confirmed them. Every OPA had proven the commit
+    before that, so the second pass was either enforced at once or, as it was, followed by nobody."""
+    world = world_of("one", "scoped")
+    blocked = replace(record("new", 0), id="blocked", before="old", held=4, digest="d1")
+    world.following.entered(blocked, world.applied(), at(0))
+    for agent in ("one", "scoped"):
+        world.tells(agent, "new", 1, digest="d1")
+    assert news(world, 1) == [Enforced(2, 2, rfc3339(at(1)), rfc3339(at(1)))]
+    done = replace(record("new", 10), id="done", before="new", deleted=3, digest="d2")
+    assert done.followed
+    assert not done.moved
+    world.following.entered(done, world.applied(), at(10))
+    assert news(world, 10) == [], "what they prove is of before"
+    applied = Applied("2", "new", 1, 0, "d2", rfc3339(at(10)))
+    assert world.fleet.counts(applied, at(10))["east"]["behind"] == 2
+    world.tells("one", None, 10.2)
+    world.tells("one", "new", 10.4, digest="d2")
+    world.tells("scoped", "new", 1, digest="d2")
+    assert news(world, 11) == [Enforced(2, 2, rfc3339(at(10)), rfc3339(at(10.4)))], "another scope is as it was"
+    assert world.fleet.counts(applied, at(11))["east"]["current"] == 2
+
+
+def test_a_healed_hand_edit_and_a_pass_that_only_holds_are_followed_by_nobody() -> None:
+    """No OPA had the edit."""
+    for change in ({"healed": 1}, {"held": 1}):
+        assert not replace(record("new", 0), before="new", **change).followed  # type: ignore[arg-type]

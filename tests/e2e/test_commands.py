@@ -232,7 +232,7 @@ def test_a_person_asks_what_the_opas_enforced(dev: Dev) -> None:
     row = next(line for line in told(dev, "fleet", "--at", "0s").splitlines() if line.startswith("agent-0"))
     assert row.split()[1:5] == ["local", "all", agent["commit"][:12], agent["since"]]
     before = told(dev, "fleet", "--at", "2000-01-01T00:00:00Z")
-    assert before.startswith("No agent\n\nMissing: the record begins at ")
+    assert before.startswith("Not recorded: the record begins at ")
     assert "'yesterday' is no time" in told(dev, "fleet", "--at", "yesterday", code=1)
 
 
@@ -311,7 +311,7 @@ def test_a_person_sees_who_changed_what_and_goes_back(dev: Dev, clone: Path) -> 
     assert (newest["live"], newest["pull_request"], newest["version"]) == (True, 7, former["version"] + 1)
     line = told(dev, "history", "orders").splitlines()[1].split()
     assert line[:2] == [f"{newest['version']}*", "applied"]
-    assert (head[:10], "#7", "everybody") == (line[-6], line[-5], line[-3])
+    assert (head[:12], "#7", "everybody") == (line[-6], line[-5], line[-3])
     assert told(dev, "history", "--limit", "1").splitlines()[1].split()[0] == "projects/orders"
     changed = told(dev, "diff", "orders")
     assert "+changed := true" in changed.splitlines()

@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
@@ -82,6 +83,18 @@ def test_deletions_beyond_the_guard_wait_for_a_person(dev: Dev) -> None:
     assert done.returncode == 0, done.stderr
     until(lambda: dev.ask("projects/many-0/authz/allow", {"user": "ann"}) is None)
     assert dev.get("/status")["blocked_deletions"] == []
+
+    # Of the commit, which is the same before and after, the second pass is told, and that OPA has followed that one.
+    found = until(lambda: enforced_everywhere(dev, f"/trace?commit={commit}"))
+    assert (found["state"], found["pass"]["deleted"], found["pass"]["trigger"]) == ("deleted", 6, "request")
+    assert [each["held"] >= 6 for each in found["passes"]] == [True, False]
+    assert "@" in found["pass"]["confirmed_by"]
+    until(lambda: dev.get("/history")["items"][0]["seconds"]["enforced"] is not None)
+
+
+def enforced_everywhere(dev: Dev, path: str) -> Any:
+    found = dev.get(path)
+    return found if found["stages"][-1]["at"] and found["pass"] else None
 
 
 def test_while_suspended_nothing_is_applied(dev: Dev) -> None:
