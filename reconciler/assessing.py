@@ -26,6 +26,8 @@ from reconciler.verdicts import Verdicts
 
 CHUNK: Final = 100
 """Policies that are read and compiled at once: bounds memory, and is the step of the progress."""
+_MENTIONS: Final = 250_000
+"""Texts of which it is remembered whether they name the platform."""
 _READ_BYTES: Final = 8 * 2**20
 
 
@@ -79,9 +81,15 @@ class Assessor:
         return {name: blobs for name, blobs in versions.items() if keys[name] not in known}
 
     async def judge(
-        self, versions: Mapping[PolicyName, BlobIds], platform: BlobIds | None, *, pinned: bool = False
+        self,
+        versions: Mapping[PolicyName, BlobIds],
+        platform: BlobIds | None,
+        *,
+        pinned: bool = False,
+        quiet: bool = False,
     ) -> dict[PolicyName, Verdict]:
-        """A verdict for each version with that platform, from memory where there is one."""
+        """A verdict for each version with that platform, from memory where there is one. ``quiet``: it is no work of a
+        pass, and tells no progress."""
         keys = {name: VerdictKey(name, blobs, platform) for name, blobs in versions.items()}
         known = await self._verdicts.find(list(keys.values()))
         verdicts = {name: known[key] for name, key in keys.items() if key in known}
@@ -89,7 +97,7 @@ class Assessor:
         beside = None
         if asked and platform is not None:
             beside = Candidate(PLATFORM, await self._read(platform))
-        with self._counted(len(asked)) as tell:
+        with self._counted(0 if quiet else len(asked)) as tell:
             done = 0
             while done < len(asked):
                 tell(done)
@@ -149,17 +157,19 @@ class Assessor:
 
     async def mentioning(self, versions: Mapping[PolicyName, BlobIds]) -> set[PolicyName]:
         """Those whose Rego text could refer to the platform: without the word (or an escape) it cannot."""
-        unread = list(dict.fromkeys(blobs.rego for blobs in versions.values() if blobs.rego not in self._mentions))
-        if len(self._mentions) > 2 * len(versions):  # most of it was said of versions that are no more
-            wanted = {blobs.rego for blobs in versions.values()}
-            self._mentions = {rego: said for rego, said in self._mentions.items() if rego in wanted}
+        asked = dict.fromkeys(blobs.rego for blobs in versions.values())
+        known = {rego: self._mentions[rego] for rego in asked if rego in self._mentions}
+        unread = [rego for rego in asked if rego not in known]
         while unread:
             limit = self._limits[REGO_FILE]
             texts = await self._source.contents([BlobIds(rego) for rego in unread], limit=limit, budget=_READ_BYTES)
             for rego, text in zip(unread, texts, strict=False):
-                self._mentions[rego] = text is None or b"platform" in text.rego or b"\\u" in text.rego
+                known[rego] = text is None or b"platform" in text.rego or b"\\u" in text.rego
             unread = unread[len(texts) :]
-        return {name for name, blobs in versions.items() if self._mentions[blobs.rego]}
+        self._mentions |= known
+        if len(self._mentions) > _MENTIONS:  # most of it was said of versions that are no more
+            self._mentions = known
+        return {name for name, blobs in versions.items() if known[blobs.rego]}
 
     async def together(self, versions: Mapping[PolicyName, BlobIds]) -> Mapping[PolicyName, Verdict]:
         """The verdicts of one set; the last set is remembered."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from time import monotonic
@@ -21,25 +21,24 @@ from reconciler.core.conditions import (
     CONDITIONS,
     HISTORY_REWRITTEN,
     READY,
+    RECONCILING,
     Condition,
     Findings,
     StatusRecord,
     after_failure,
     after_pass,
     carry_over,
-    while_working,
 )
 from reconciler.core.errors import ConflictError, RegopsError, StalledError
-from reconciler.core.keyspace import Keyspace
 from reconciler.core.plan import Operation
-from reconciler.core.ports import Fence, KeyValueStore, Put, Range, Transaction
-from reconciler.core.records import Requested
+from reconciler.core.ports import Fence
 from reconciler.core.times import rfc3339
 from reconciler.metrics import LoopMetrics
-from reconciler.progress import Progress
+from reconciler.progress import Works
 from reconciler.reconcile import PassResult, Reconciler
 from reconciler.resolution import PLATFORM_PENDING
 from reconciler.settings import GitSettings, LoopSettings
+from reconciler.status_keeper import StatusKeeper
 from reconciler.triggers import Kind, Mailbox, Trigger
 
 log = logging.getLogger(__name__)
@@ -105,74 +104,6 @@ class Recording(Watching, Protocol):
         ...
 
 
-class StatusKeeper:
-    """Keeps the leader's status in etcd: written when it changed, read once when leadership begins."""
-
-    def __init__(self, store: KeyValueStore, keyspace: Keyspace, *, source: Mapping[str, str], leader: str) -> None:
-        self._store = store
-        self._keyspace = keyspace
-        self._published: StatusRecord | None = None
-        self._publishing = asyncio.Lock()
-        self.record = StatusRecord(
-            conditions=(),
-            source=source,
-            last_attempted_revision=None,
-            last_handled_reconcile_at=None,
-            blocked_deletions=(),
-            ignored_files=(),
-            leader=leader,
-            at="",
-        )
-
-    async def load(self) -> None:
-        """Take over what the former leader found, so that transition times and notices survive it.
-
-        What this replica published under an earlier leadership says nothing about what is there now.
-        """
-        self._published = None
-        kvs = (await self._store.read(Range(self._keyspace.status))).ranges[0]
-        try:
-            former = StatusRecord.decode(kvs[0].value) if kvs else None
-        except (ValueError, TypeError, KeyError):
-            former = None
-        if former is not None:
-            self.record = replace(former, source=self.record.source, leader=self.record.leader)
-
-    async def requested(self) -> str | None:
-        """The token of the last request; ``None`` where there is none or etcd does not answer."""
-        try:
-            kvs = (await self._store.read(Range(self._keyspace.requested))).ranges[0]
-            return Requested.decode(kvs[0].value).token if kvs else None
-        except (RegopsError, ValueError, TypeError, KeyError):
-            return None
-
-    async def publish(self, fence: Fence, record: StatusRecord, now: str) -> None:
-        """Write the record when something in it changed. An etcd that is away is no error here: it shows as Unknown."""
-        async with self._publishing:
-            await self._publish(fence, record, now)
-
-    async def work(self, fence: Fence, says: Callable[[], str | None], now: str) -> None:
-        """The same while something takes long: ``says`` what, as soon as it is its turn; ``None`` if it has ended."""
-        async with self._publishing:
-            message = says()
-            if message is not None:
-                conditions = carry_over(while_working(message, self.record.conditions), self.record.conditions, now)
-                await self._publish(fence, replace(self.record, conditions=conditions), now)
-
-    async def _publish(self, fence: Fence, record: StatusRecord, now: str) -> None:
-        self.record = record
-        if self._published is not None and replace(record, at="") == replace(self._published, at=""):
-            return
-        put = Put(self._keyspace.status, replace(record, at=now).encode())
-        try:
-            outcome = await self._store.commit(Transaction((fence.compare(),), (put,)))
-        except RegopsError as error:
-            log.warning("status not published", extra={"reason": error.reason})
-            return
-        if outcome.succeeded:
-            self._published = record
-
-
 class Loop:
     """Runs passes while this replica leads."""
 
@@ -189,11 +120,11 @@ class Loop:
         recorder: Recording | None = None,
         watchers: Sequence[Watching] = (),
         journal: Journal | None = None,
-        works: Sequence[Progress] = (),
+        works: Works | None = None,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         """``works``: long pieces of work whose progress the status shows."""
-        self._works = works
+        self._works = works or Works()
         self._reconciler = reconciler
         self._branch = branch
         self._recorder = recorder
@@ -221,13 +152,18 @@ class Loop:
 
     async def _tell(self, leadership: Leading) -> None:
         """The progress of long work, for whoever looks at the status meanwhile."""
+        told = False
         while True:
             await asyncio.sleep(_TELL_SECONDS)
-            if self._says() is not None:
+            says = self._says()
+            if says is not None or told:
                 await self._status.work(leadership.fence, self._says, rfc3339(self._clock()))
+            told = says is not None
 
     def _says(self) -> str | None:
-        return next((said for work in self._works if (said := work.says()) is not None), None)
+        """Of a pass, or of what a platform waits for as long as the last pass says that it waits, and nothing worse."""
+        waits = any(c.type == RECONCILING and c.reason == PLATFORM_PENDING for c in self._status.record.conditions)
+        return self._works.passes.says() or (self._works.beside.says() if waits else None)
 
     async def _run(self, leadership: Leading) -> None:
         self._renew = True

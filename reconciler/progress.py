@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from time import monotonic
 from typing import Final
 
@@ -49,3 +50,11 @@ class Progress:
         left = self.seconds_left()
         hint = "" if left is None else f", about {left:,} s left"
         return f"{self._what}: {self._done:,} of {self._of:,} policies{hint}"
+
+
+@dataclass(frozen=True, slots=True)
+class Works:
+    """The long pieces of work of a leader: of a pass, and beside the passes."""
+
+    passes: Progress = field(default_factory=Progress)
+    beside: Progress = field(default_factory=Progress)

@@ -16,6 +16,7 @@ from reconciler.resolution import Pending
 log = logging.getLogger(__name__)
 
 _RETRY_SECONDS: Final = 1.0
+_LONGEST_PAUSE: Final = 30.0
 
 
 class Proving(Protocol):
@@ -46,7 +47,7 @@ class Prover:
     def saw(self, result: PassResult) -> None:
         """A pass has ended. Neither waits nor raises."""
         pending = result.resolution.pending
-        if pending is None and self._pending is not None:
+        if self._pending is not None and (pending is None or pending.platform != self._pending.platform):
             self._judge.unpin()
         if pending != self._pending:
             self._pending = pending
@@ -54,24 +55,32 @@ class Prover:
         self._metrics.platform_pending.set(len(pending.versions) if pending else 0)
 
     async def run(self) -> NoReturn:
-        """Until cancelled."""
+        """While this replica leads; what waited under an earlier lead is told anew by its first pass."""
+        self._pending = None
+        pause = _RETRY_SECONDS
         while True:
             await self._changed.wait()
             self._changed.clear()
-            if self._pending is not None:
-                await self._prove(self._pending)
+            if self._pending is None or await self._prove(self._pending):
+                pause = _RETRY_SECONDS
+                continue
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, _LONGEST_PAUSE)
+            self._changed.set()
 
-    async def _prove(self, pending: Pending) -> None:
-        """One platform; given up when another one, or none, waits."""
+    async def _prove(self, pending: Pending) -> bool:
+        """One platform; given up when another one, or none, waits. Whether it need not be tried again."""
         log.info("platform waits for its projects", extra={"projects": pending.of, "unknown": len(pending.versions)})
         try:
             await self._judge.prove(pending, wanted=lambda: self._pending is pending, progress=self._progress)
         except RegopsError as error:
             log.warning("platform not validated yet", extra={"reason": error.reason, "error": str(error)})
-            await asyncio.sleep(_RETRY_SECONDS)
-            self._changed.set()
-        else:
-            if self._pending is pending:
-                self._proven()
+            return False
+        except Exception:  # a defect here must not end the process that applies policies
+            log.exception("validating a platform failed unexpectedly")
+            return False
         finally:
             self._progress.over()
+        if self._pending is pending:
+            self._proven()
+        return True

@@ -107,6 +107,7 @@ class Reconciler:
         self._epoch = 0
         self._live: tuple[int, LiveState] | None = None
         self._settled: tuple[int, PassResult] | None = None
+        self._reconsidered = 0
         self._rest = False
         """Whether the settled pass had nothing to hold, to release or to withdraw: else the next one looks at the same
         commit once more. What was withdrawn may have an older version that works; what was blocked, of so many live
@@ -121,6 +122,7 @@ class Reconciler:
     def reconsider(self) -> None:
         """Decide anew in the next pass although neither Git nor etcd has moved: more is known of what compiles."""
         self._settled = None
+        self._reconsidered += 1
 
     async def wrote(self, revision: int) -> bool:
         """Whether a store revision is one of this reconciler's own recent writes; waits for one under way."""
@@ -190,6 +192,7 @@ class Reconciler:
         trace: str | None,
     ) -> PassResult:
         epoch, live = known
+        reconsidered = self._reconsidered
         with self._tracer.span("regops.validate", trace):
             desired = await self._decide(commit, live)
         stages["validated_at"] = self._now()
@@ -214,6 +217,7 @@ class Reconciler:
         self._rest = True
         if live.suspended is None:
             result = await self._apply(fence, result, renew=renew, trace=trace)
+        self._rest = self._rest and reconsidered == self._reconsidered  # else more was known than this pass knew
         self._live = (epoch, result.live)
         self._settled = (epoch, result)
         return result

@@ -138,7 +138,7 @@ class Judge:
         self, versions: Mapping[PolicyName, BlobIds], platform: BlobIds | None
     ) -> dict[PolicyName, Verdict]:
         """A verdict for each version with that platform."""
-        return await self._assessor.judge(versions, platform)
+        return await self._assessor.judge(versions, platform, quiet=True)
 
     async def verdicts_in(self, tree: Tree, edits: Mapping[PolicyName, BlobIds]) -> dict[PolicyName, Verdict] | None:
         """The verdicts of edits inside the whole set that they would be live in; ``None`` where policies stand alone.
@@ -155,14 +155,14 @@ class Judge:
 
     async def verdict_of_platform(self, tree: Tree, platform: BlobIds) -> Verdict:
         """The platform's own verdict, and the projects of ``tree`` that work now and would break with it."""
-        verdict = (await self._assessor.judge({PLATFORM: platform}, None))[PLATFORM]
+        verdict = (await self._assessor.judge({PLATFORM: platform}, None, quiet=True))[PLATFORM]
         if not verdict.valid or self._withdraw:
             return verdict
         mentioning = await self._assessor.mentioning({n: blobs for n, blobs in tree.policies.items() if n != PLATFORM})
         projects = {name: tree.policies[name] for name in mentioning}
-        after = await self._assessor.judge(projects, platform)
+        after = await self._assessor.judge(projects, platform, quiet=True)
         failing = {name: projects[name] for name, found in after.items() if not found.valid}
-        before = await self._assessor.judge(failing, tree.policies.get(PLATFORM))
+        before = await self._assessor.judge(failing, tree.policies.get(PLATFORM), quiet=True)
         broken = {name: after[name].errors for name, found in before.items() if found.valid}
         return replace(verdict, errors=naming_each(broken))
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
+from time import monotonic
 from typing import Final
 
 from reconciler.core.model import Verdict
@@ -12,6 +13,8 @@ from reconciler.core.verdict_ports import VerdictKey, VerdictStore
 
 REMEMBERED: Final = 100_000
 """Verdicts in memory, the newest."""
+FLEETING_SECONDS: Final = 300.0
+"""How long it is remembered that something took too long."""
 _LOT: Final = 1000
 """Keys that are looked for at once: a few milliseconds of the event loop."""
 _PLAIN: Final = {version: Verdict(rego_version=version) for version in (0, 1)}
@@ -22,7 +25,15 @@ class Verdicts:
     """Looks first in memory. What is `pinned` stays there: whoever collects verdicts for one decision needs them all,
     however many they are."""
 
-    def __init__(self, store: VerdictStore | None = None, *, remembered: int = REMEMBERED) -> None:
+    def __init__(
+        self,
+        store: VerdictStore | None = None,
+        *,
+        remembered: int = REMEMBERED,
+        clock: Callable[[], float] = monotonic,
+    ) -> None:
+        self._clock = clock
+        self._fleeting: dict[VerdictKey, tuple[float, Verdict]] = {}
         self._store = store
         self._most = remembered
         self._known: dict[VerdictKey, Verdict] = {}
@@ -34,7 +45,7 @@ class Verdicts:
         for lot in _lots(keys):
             missing = []
             for key in lot:
-                verdict = self._pinned.get(key) or self._known.get(key)
+                verdict = self._pinned.get(key) or self._known.get(key) or self._lately(key)
                 if verdict is None:
                     missing.append(key)
                 else:
@@ -49,18 +60,25 @@ class Verdicts:
 
     async def keep(self, verdicts: Mapping[VerdictKey, Verdict], *, pinned: bool = False) -> None:
         """Remember these."""
-        shared = _shared(verdicts)
+        shared = _shared({key: verdict for key, verdict in verdicts.items() if verdict.lasting})
+        until = self._clock() + FLEETING_SECONDS
+        self._fleeting = {key: kept for key, kept in self._fleeting.items() if kept[0] > self._clock()}
+        self._fleeting |= {key: (until, verdict) for key, verdict in verdicts.items() if not verdict.lasting}
         if pinned:
             self._pinned |= shared
         else:
             self._remember(shared)
         if self._store is not None:
-            await self._store.keep({key: verdict for key, verdict in shared.items() if verdict.lasting})
+            await self._store.keep(shared)
 
     def unpin(self) -> None:
         """The decision is made: what was pinned is as forgettable as the rest."""
         pinned, self._pinned = self._pinned, {}
         self._remember(pinned)
+
+    def _lately(self, key: VerdictKey) -> Verdict | None:
+        until, verdict = self._fleeting.get(key, (0.0, None))
+        return verdict if until > self._clock() else None
 
     def _remember(self, verdicts: Mapping[VerdictKey, Verdict]) -> None:
         self._known |= verdicts

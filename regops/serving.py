@@ -6,22 +6,22 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Coroutine, Iterator
-from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, NoReturn
 
 from reconciler.adapters.etcd import Election, EtcdStore
-from reconciler.core.conditions import FETCH_FAILED, RECONCILING, is_working
+from reconciler.core.conditions import FETCH_FAILED, RECONCILING
 from reconciler.core.errors import RegopsError
 from reconciler.core.versions import Retention
-from reconciler.loop import Loop, StatusKeeper
+from reconciler.loop import Loop
 from reconciler.metrics import FleetMetrics, LoopMetrics, ReceiptMetrics, RecorderMetrics, StoreMetrics
 from reconciler.pass_log import PassLog
-from reconciler.progress import Progress
+from reconciler.progress import Works
 from reconciler.proving import Prover
 from reconciler.receipt_recorder import ReceiptRecorder
 from reconciler.recorder import Recorder
 from reconciler.settings import Settings
+from reconciler.status_keeper import StatusKeeper
 from reconciler.triggers import DriftWatch, Kind, Mailbox, watch_files
 from regops import compose
 from regops.api_side import Engine, open_api
@@ -77,14 +77,6 @@ async def serve(settings: Settings, *, api: bool, reconciler: bool) -> None:
         await asyncio.Event().wait()
 
 
-@dataclass(frozen=True, slots=True)
-class Works:
-    """The long pieces of work whose progress the status shows: of a pass, and beside the passes."""
-
-    passes: Progress = field(default_factory=Progress)
-    beside: Progress = field(default_factory=Progress)
-
-
 class Contender:
     """Competes for the lead for ever; while leading, runs the loop. `waits_for` says what it lacks."""
 
@@ -122,10 +114,8 @@ class Contender:
     def waits_for(self) -> dict[str, str]:
         """``opa`` until the compiler was up once; ``git`` while this replica leads and never reached the remote."""
         found = {} if self._missing is None else {"opa": self._missing}
-        record = self._status.record
-        conditions = {condition.type: condition for condition in record.conditions}
-        working = record.last_attempted_revision is None and is_working(record.conditions)
-        if self.leads and (not conditions or working):
+        conditions = {condition.type: condition for condition in self._status.record.conditions}
+        if self.leads and not conditions:
             found["git"] = self._works.passes.says() or "the first pass has not ended yet"
         elif self.leads and FETCH_FAILED in conditions and RECONCILING in conditions:
             found["git"] = conditions[FETCH_FAILED].message
@@ -175,7 +165,7 @@ class Contender:
             recorder=self._recorder,
             watchers=[prover, engine.audit.passes, *([engine.audit.commits] if engine.audit.commits else [])],
             journal=journal,
-            works=[self._works.passes, self._works.beside],
+            works=self._works,
         )
         restarted = self._metrics.watch_restarts.inc
         drift = DriftWatch(engine.store, self._keyspace, engine.mailbox, reconciler, restarted=restarted)

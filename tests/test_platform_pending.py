@@ -6,20 +6,29 @@ The real loop on etcd, Git's fake and OPA; the compiler waits where a test says 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import pytest
 import pytest_asyncio
 from fakes.source import InMemorySource
 from fixtures.engine import Engine
-from fixtures.etcd import EtcdServer
+from fixtures.etcd import EtcdServer, eventually
 from fixtures.opa import find_opa
+from prometheus_client import CollectorRegistry
 
 from reconciler.adapters.opa import OpaCompiler
-from reconciler.core.model import PLATFORM, PolicyName, Verdict, project_policy
+from reconciler.core.errors import TransientError
+from reconciler.core.model import PLATFORM, BlobIds, PolicyName, Verdict, project_policy
 from reconciler.core.ports import Candidate
-from reconciler.resolution import PLATFORM_PENDING
+from reconciler.metrics import LoopMetrics
+from reconciler.progress import Progress, Works
+from reconciler.proving import Prover
+from reconciler.reconcile import PassResult
+from reconciler.resolution import PLATFORM_PENDING, Pending, Resolution
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -235,3 +244,103 @@ async def test_few_projects_are_waited_for(
         await engine.settled()
         await push(engine, source, NEXT)
         assert await rego(engine, PLATFORM) == NEXT["policies/platform/rego.rego"]
+
+
+# --- leads that end, and defects -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Passed:
+    """What a prover looks at of a pass."""
+
+    resolution: Resolution
+
+
+def waiting(projects: int = 1) -> Passed:
+    versions = {project_policy(f"p{number}"): BlobIds("a" * 40) for number in range(projects)}
+    return Passed(Resolution({}, {}, pending=Pending(BlobIds("f" * 40), versions, projects)))
+
+
+class Proves:
+    """A judge that fails as often as told, and then knows everything."""
+
+    def __init__(self, *failures: Exception, gate: asyncio.Event | None = None) -> None:
+        self.failures = list(failures)
+        self.gate = gate
+        self.asked = 0
+
+    async def prove(
+        self, pending: Pending, *, wanted: Callable[[], bool] = lambda: True, progress: Progress | None = None
+    ) -> None:
+        del pending, wanted, progress
+        self.asked += 1
+        if self.gate is not None:
+            await self.gate.wait()
+        if self.failures:
+            raise self.failures.pop(0)
+
+    def unpin(self) -> None:
+        pass
+
+
+@contextlib.asynccontextmanager
+async def proving(prover: Prover) -> AsyncIterator[None]:
+    task = asyncio.ensure_future(prover.run())
+    await asyncio.sleep(0)
+    try:
+        yield
+        assert not task.done(), task
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+def prover_of(judge: Proves, proven: asyncio.Event) -> Prover:
+    return Prover(judge, proven.set, progress=Progress(), metrics=LoopMetrics(CollectorRegistry()))
+
+
+async def test_what_waited_when_the_lead_was_lost_is_proven_when_it_is_won_back() -> None:
+    """The same replica found the same platform waiting, took it for news of before, and waited for ever."""
+    gate, proven = asyncio.Event(), asyncio.Event()
+    judge = Proves(gate=gate)
+    prover = prover_of(judge, proven)
+    async with proving(prover):
+        prover.saw(cast("PassResult", waiting()))
+        await eventually(lambda: judge.asked == 1)
+    gate.set()
+    async with proving(prover):
+        prover.saw(cast("PassResult", waiting()))
+        await asyncio.wait_for(proven.wait(), 5)
+    assert judge.asked == 2
+
+
+async def test_a_defect_in_the_proving_is_logged_and_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It ended the process, and then that of each replica that took over."""
+    monkeypatch.setattr("reconciler.proving._RETRY_SECONDS", 0.01)
+    proven = asyncio.Event()
+    judge = Proves(RecursionError("too deep"), TransientError("away", reason="CompilerUnavailable"))
+    prover = prover_of(judge, proven)
+    async with proving(prover):
+        prover.saw(cast("PassResult", waiting()))
+        await asyncio.wait_for(proven.wait(), 5)
+    assert judge.asked == 3
+
+
+async def test_progress_that_no_pass_follows_leaves_the_status_as_it_was(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`Progressing` stayed in the status until the next poll, and sync was Unknown for as long."""
+    monkeypatch.setattr("reconciler.loop._TELL_SECONDS", 0.02)
+    now = 0.0
+    works = Works(passes=Progress(clock=lambda: now))
+    engine = start()
+    engine.contender._works = works
+    async with engine.running():
+        await engine.settled()
+        before = await engine.until_ready("True")
+        works.passes.tell("validating", 0, 10_000)
+        now = 10.0
+        works.passes.tell("validating", 100, 10_000)
+        assert "100 of 10,000" in (await engine.until_ready("Unknown", "Progressing"))["Ready"].message
+        works.passes.over()
+        assert await engine.until_ready("True") == before

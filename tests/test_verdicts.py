@@ -20,7 +20,7 @@ from reconciler.core.ports import Candidate
 from reconciler.core.verdict_ports import VerdictKey
 from reconciler.progress import Progress
 from reconciler.validation import Judge
-from reconciler.verdicts import Verdicts
+from reconciler.verdicts import FLEETING_SECONDS, Verdicts
 
 SOME = CHUNK + 20
 """Policies that are compiled in two steps."""
@@ -151,6 +151,16 @@ async def test_that_something_took_too_long_is_not_kept_beyond_the_process(path:
     assert (await verdicts.find([key(1)]))[key(1)] == slow
     assert await file.find([key(1), key(2)]) == {key(2): ERROR}
     await file.aclose()
+
+
+async def test_that_something_took_too_long_is_forgotten_after_a_while() -> None:
+    """One busy moment of the machine held a platform for as long as the process lived."""
+    now = 0.0
+    verdicts = Verdicts(clock=lambda: now)
+    await verdicts.keep({key(1): Verdict(ERROR.errors, lasting=False)}, pinned=True)
+    assert set(await verdicts.find([key(1)])) == {key(1)}
+    now = FLEETING_SECONDS + 1
+    assert await verdicts.find([key(1)]) == {}
 
 
 def test_progress_is_told_once_it_takes_long_with_the_time_that_is_left() -> None:

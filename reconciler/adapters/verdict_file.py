@@ -44,8 +44,8 @@ T = TypeVar("T")
 class VerdictFile:
     """One file, used by one process; close it with `aclose`.
 
-    ``fingerprint`` is asked once, when the first verdict is looked for: it names everything that all verdicts of this
-    process depend on. A file that is damaged is made anew; one that cannot be used (full
+    ``fingerprint`` names everything that all verdicts depend on beside their keys, as it is at the time: the OPA may be
+    exchanged while the process runs. A file that is damaged is made anew; one that cannot be used (full
     disk, no permission) is done without, and tried again a minute later.
     """
 
@@ -59,10 +59,10 @@ class VerdictFile:
     ) -> None:
         self._path = path
         self._fingerprint = fingerprint
-        self._print: bytes | None = None
         self._most = most
         self._today = today
         self._connection: sqlite3.Connection | None = None
+        self._pruned = 0
         self._paused_until = 0.0
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="verdicts")
 
@@ -84,12 +84,11 @@ class VerdictFile:
         self._thread.shutdown(wait=False)
 
     async def _digests(self, keys: Sequence[VerdictKey]) -> dict[bytes, VerdictKey]:
-        if self._print is None:
-            try:
-                self._print = (await self._fingerprint()).encode()
-            except RegopsError:  # whoever asks the compiler itself is told
-                return {}
-        return {_digest(self._print, key): key for key in keys}
+        try:
+            fingerprint = (await self._fingerprint()).encode()
+        except RegopsError:  # whoever asks the compiler itself is told
+            return {}
+        return {_digest(fingerprint, key): key for key in keys}
 
     # --- in the thread -----------------------------------------------------------------------------------------------
 
@@ -125,6 +124,7 @@ class VerdictFile:
         return self._connection
 
     def _prune(self, file: sqlite3.Connection) -> None:
+        self._pruned = self._today()
         file.execute("DELETE FROM verdicts WHERE used < ?", (self._today() - _DAYS,))
         (rows,) = file.execute("SELECT count(*) FROM verdicts").fetchone()
         if rows > self._most:
@@ -146,6 +146,8 @@ class VerdictFile:
         return found
 
     def _keep(self, file: sqlite3.Connection, rows: Sequence[tuple[bytes, int, str]]) -> None:
+        if self._pruned != self._today():
+            self._prune(file)
         with _transaction(file):
             file.executemany("INSERT OR REPLACE INTO verdicts VALUES (?, ?, ?)", rows)
 

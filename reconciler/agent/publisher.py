@@ -159,5 +159,11 @@ class Publisher:
 
 def _moves_on(former: Receipt, receipt: Receipt) -> bool:
     """Whether nothing is told but that what was proven is the content of a newer commit too."""
-    later = replace(former, enforced_revision=receipt.enforced_revision, since=receipt.since, stages=receipt.stages)
+    later = replace(
+        former,
+        enforced_revision=receipt.enforced_revision,
+        since=receipt.since,
+        stages=receipt.stages,
+        live_digest=receipt.live_digest,  # of all policies: it is another one when any policy changes
+    )
     return receipt.digest is not None and receipt.enforced_revision is not None and receipt == later

@@ -176,9 +176,12 @@ def while_working(message: str, before: Iterable[Condition]) -> tuple[Condition,
     return (*(replace(condition, observed_generation=generation) for condition in conditions), *kept)
 
 
-def is_working(conditions: Iterable[Condition]) -> bool:
-    """Whether these are `while_working`: a pass has begun, and nothing is known of its outcome."""
-    return any(condition.type == READY and condition.reason == "Progressing" for condition in conditions)
+def without_work(conditions: Iterable[Condition]) -> tuple[Condition, ...]:
+    """What was found before the work that these tell of (`while_working`) began; all of them where there is none."""
+    conditions = tuple(conditions)
+    if not any(condition.type == READY and condition.reason == "Progressing" for condition in conditions):
+        return conditions
+    return tuple(condition for condition in conditions if condition.type not in {READY, RECONCILING})
 
 
 def _ready(found: Findings, stalled: Condition | None) -> Condition:

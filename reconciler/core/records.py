@@ -118,7 +118,14 @@ class Meta(Record):
 
     @classmethod
     def _build(cls, document: dict[str, Any]) -> Self:
-        """Most policies have these in common with others: each is in memory once."""
+        """Most policies have these in common with others: each is in memory once. `ValueError` for what we never wrote:
+        such a record is as good as none, and is written anew."""
+        texts = (document.get(name, "") for name in ("etag", "commit", "actor", "at", "rego"))
+        data = document.get("data")
+        if not all(isinstance(text, str) for text in (*texts, "" if data is None else data)):
+            raise ValueError("a field that is a text has another value")
+        if document.get("rego_version", 1) not in {0, 1}:
+            raise ValueError("rego_version is neither 0 nor 1")
         shared = {name: intern(value) for name in _SHARED if isinstance(value := document.get(name), str)}
         return cls(**document | shared)
 

@@ -123,3 +123,30 @@ async def test_while_opa_does_not_tell_its_version_nothing_is_known(tmp_path: Pa
 async def test_others_on_the_machine_cannot_write_verdicts(opening: Opening, tmp_path: Path) -> None:
     await opening().keep({key("a"): Verdict()})
     assert (tmp_path / "state" / "verdicts.sqlite").stat().st_mode & 0o077 == 0
+
+
+async def test_an_opa_that_is_exchanged_while_the_process_runs_is_another_one(tmp_path: Path) -> None:
+    version = "opa 1"
+
+    async def fingerprint() -> str:
+        return version
+
+    file = VerdictFile(tmp_path / "verdicts.sqlite", fingerprint)
+    await file.keep({key("a"): Verdict()})
+    version = "opa 2"
+    assert await file.find([key("a")]) == {}
+    await file.aclose()
+
+
+async def test_a_process_that_lives_long_prunes_once_a_day(tmp_path: Path) -> None:
+    today = 1000
+
+    async def fingerprint() -> str:
+        return "opa"
+
+    file = VerdictFile(tmp_path / "verdicts.sqlite", fingerprint, today=lambda: today)
+    await file.keep({key("a"): Verdict()})
+    today += 40
+    await file.keep({key("b"): Verdict()})
+    assert await file.find([key("a"), key("b")]) == {key("b"): Verdict()}
+    await file.aclose()

@@ -35,7 +35,8 @@ class Desk:
         self.tasks = [asyncio.create_task(publisher.run_receipts()), asyncio.create_task(publisher.run_alive())]
 
     def say(self, revision: str | None) -> None:
-        self.receipt = replace(self.receipt, enforced_revision=revision)
+        """That this commit is enforced; it changed a policy, maybe somewhere else."""
+        self.receipt = replace(self.receipt, enforced_revision=revision, live_digest=revision)
         self.changed.beat()
 
     async def get(self, key: str) -> KeyValue | None:

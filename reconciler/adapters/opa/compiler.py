@@ -335,6 +335,7 @@ class OpaCompiler:
 
     async def _stop(self) -> None:
         process, self._process = self._process, None
+        self._version = None  # another binary may lie there by the time that another process is started
         if process is not None:
             await process.stop()
 
