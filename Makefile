@@ -10,8 +10,8 @@ BIN := $(VENV)/bin
 UV_VERSION := 0.13.9
 UV := .tools/uv-$(UV_VERSION)/bin/uv
 
-# How many tests run at once; the files are shared out.
-WORKERS ?= 2
+# How many tests run at once, where the machine has cores for more than one: make test WORKERS=2.
+WORKERS ?= 1
 
 # What the tests marked `system` need: Debian packages, and Envoy, which PyPI has as a wheel.
 SYSTEM_PACKAGES := chromium haproxy openssh-server prometheus
@@ -36,8 +36,8 @@ run: setup ## run the whole system on this machine (regops dev); ARGS="…" are 
 	@exec $(BIN)/regops dev $(ARGS)
 
 test: setup ## run the tests, with branch coverage; PYTEST_ARGS="…" are passed on
-	@echo "test: all tests but those marked system, $(WORKERS) at once"
-	@$(BIN)/pytest -m "not system" -n $(WORKERS) --dist loadfile --cov --cov-branch --cov-report=term-missing:skip-covered $(PYTEST_ARGS)
+	@echo "test: all tests but those marked system"
+	@$(BIN)/pytest -m "not system" $(if $(filter-out 1,$(WORKERS)),-n $(WORKERS) --dist loadfile) --cov --cov-branch --cov-report=term-missing:skip-covered $(PYTEST_ARGS)
 
 test-system: setup ## run the tests that need Debian packages; those whose package is missing are skipped by name
 	@$(BIN)/pytest -m system -rs $(PYTEST_ARGS)

@@ -4,10 +4,14 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
+import pytest
 from fixtures.dev import alive, until
 from fixtures.opa import find_opa
+
+from reconciler.adapters.opa.process import OpaProcess
 
 PROGRAM = """
 import asyncio, pathlib, sys
@@ -34,3 +38,19 @@ def test_the_private_opa_dies_with_a_server_that_is_killed() -> None:
     until(lambda: not alive(int(opa)))
     assert Path(folder).is_dir(), "the folder is what a killed server leaves"
     shutil.rmtree(folder)
+
+
+async def test_a_long_name_of_the_folder_for_temporary_files_keeps_no_opa_from_starting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A socket's path has room for 107 bytes: below a longer TMPDIR nothing was validated any more."""
+    long = tmp_path / ("x" * 100)
+    long.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(long))
+    process = OpaProcess(find_opa())
+    try:
+        await process.start()
+        assert process.running
+    finally:
+        await process.stop()
+    assert list(long.iterdir()) == []

@@ -46,6 +46,10 @@ if os.getppid() == int(sys.argv[1]):
 PR_SET_PDEATHSIG), also when that one is killed: nobody else would ever end it."""
 
 
+_LONGEST_SOCKET: Final = 100
+"""Bytes; the system takes 107."""
+
+
 @dataclass(frozen=True, slots=True)
 class Loaded:
     """What OPA said of one bundle: active, or refused with its errors (OPA's own JSON) and message."""
@@ -60,7 +64,7 @@ class OpaProcess:
 
     def __init__(self, binary: Path) -> None:
         self._binary = binary
-        self._folder = Path(tempfile.mkdtemp(prefix="regops-opa-"))
+        self._folder = _own_folder()
         self._secret = secrets.token_urlsafe(24)
         self._process: asyncio.subprocess.Process | None = None
         self._runner: web.AppRunner | None = None
@@ -245,3 +249,12 @@ class OpaProcess:
 def _loading() -> dict[str, str]:
     """What it takes to find programs and libraries; nothing else of our environment concerns OPA."""
     return {name: os.environ[name] for name in ("PATH", "LD_LIBRARY_PATH") if name in os.environ}
+
+
+def _own_folder() -> Path:
+    """A new folder, where the path of a socket is not too long for the system (unix(7))."""
+    found = Path(tempfile.mkdtemp(prefix="regops-opa-"))
+    if len(os.fsencode(found / "api.sock")) <= _LONGEST_SOCKET:
+        return found
+    found.rmdir()
+    return Path(tempfile.mkdtemp(prefix="regops-opa-", dir="/tmp"))
